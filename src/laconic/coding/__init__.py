@@ -1,0 +1,12 @@
+"""Symbols to bytes and back: bit packing, byte planes, entropy coding, framing. Needs no torch.
+
+The pieces, low to high:
+
+- `bitpack`: fixed-width codes of 1 to 16 bits.
+- `tables`: histograms and 12-bit frequency tables, the one table format of both engines.
+- `rans` and `huffman`: the engines, `encode(symbols, table_index, tables)`; smallest and fastest.
+- `planes` and `blocks`: a buffer of any dtype as byte planes, in chunks, each with the engine it
+  deserves.
+- `framing`: magic, version, checksummed sections; a short header for small things, a footer index
+  for large files.
+"""
