@@ -1,2 +1,38 @@
-"""laconic."""
+"""laconic: the same with fewer bits.
+
+    import laconic
+    from laconic.quantize.rtn import RTN
+
+    laconic.compress("my-model", RTN(bits=4), out="my-model-4bit")
+    model = laconic.load("my-model-4bit")
+
+Importing this loads neither torch nor transformers; they come with the first function used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from laconic.compression import Compression, CompressionReport, compress
+    from laconic.evaluate import compare, evaluate
+    from laconic.loading import load
+
 __version__ = "0.1.0"
+__all__ = ["Compression", "CompressionReport", "compare", "compress", "evaluate", "load"]
+
+_HOMES = {
+    "Compression": "laconic.compression",
+    "CompressionReport": "laconic.compression",
+    "compress": "laconic.compression",
+    "compare": "laconic.evaluate",
+    "evaluate": "laconic.evaluate",
+    "load": "laconic.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the public functions on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'laconic' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

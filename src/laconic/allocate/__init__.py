@@ -1,0 +1,1 @@
+"""Who gets how much: budgets, and how they are spread over layers."""

@@ -7,6 +7,6 @@ The pieces, low to high:
 - `rans` and `huffman`: the engines, `encode(symbols, table_index, tables)`; smallest and fastest.
 - `planes` and `blocks`: a buffer of any dtype as byte planes, in chunks, each with the engine it
   deserves.
-- `framing`: magic, version, checksummed sections; a short header for small things, a footer index
+- `framing`: magic, version, sections, checksums; a short header for small things, a footer index
   for large files.
 """

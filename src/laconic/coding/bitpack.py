@@ -18,7 +18,7 @@ def pack(codes: np.ndarray, bits: int) -> Bytes:
     """Packs unsigned integer `codes` (any shape) into `packed_size(codes.size, bits)` bytes.
 
     Raises:
-        UsageError: `bits` is not in 1..16, or a code does not fit.
+        UsageError: `bits` is not in 1..16, or a code is no integer or does not fit.
 
     Example:
         >>> pack(np.array([1, 2, 3], np.uint8), 2).tolist()
@@ -26,6 +26,8 @@ def pack(codes: np.ndarray, bits: int) -> Bytes:
     """
     _check_bits(bits)
     flat = np.ascontiguousarray(codes).reshape(-1)
+    if flat.dtype.kind not in "uib":
+        raise UsageError(f"codes must be integers, found {flat.dtype}")
     if flat.size and (int(flat.max()) >> bits or int(flat.min()) < 0):
         raise UsageError(
             f"codes must be in 0..{2**bits - 1} for {bits} bits, found {flat.min()}..{flat.max()}"
@@ -40,6 +42,10 @@ def unpack(packed: Bytes, bits: int, count: int) -> np.ndarray:
 
     Raises:
         CorruptFile: `packed` has not exactly `packed_size(count, bits)` bytes.
+
+    Example:
+        >>> unpack(np.array([57], np.uint8), 2, 3).tolist()
+        [1, 2, 3]
     """
     _check_bits(bits)
     packed = np.ascontiguousarray(packed, dtype=np.uint8).reshape(-1)

@@ -35,9 +35,10 @@ RAW, HUFFMAN, CONSTANT, RANS, ZSTD = range(5)
 KINDS = ("raw", "huffman", "constant", "rans", "zstd")
 ENGINES = {"huffman": HUFFMAN, "rans": RANS}
 CODERS = {HUFFMAN: huffman, RANS: rans}
-WORTHWHILE = 0.95  # of a float plane: what is hardly compressible is stored raw, and decodes at once
+WORTHWHILE = 0.95  # what is hardly compressible is stored raw, and decodes at once
 ZSTD_SHARE = 0.5  # share of one symbol from which runs are likely and zstd is tried as well
 SAMPLE = 2048  # bytes a run of the sample that tells noise; every eighth run is looked at
+LEAST = 4  # bytes that a piece takes: three in the directory and one of payload
 FOOTER = 12  # xxh3-64 of the original, u32 length of the directory
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
@@ -133,7 +134,9 @@ def compress(
     for table in book.tables:
         tail += table.to_bytes()
     tail += directory + raw[whole:].tobytes()
-    tail += xxhash.xxh3_64_intdigest(raw).to_bytes(8, "little") + len(tail).to_bytes(4, "little")
+    tail += xxhash.xxh3_64_intdigest(raw.data).to_bytes(8, "little") + len(tail).to_bytes(
+        4, "little"
+    )
     out.resize(end + len(tail), refcheck=False)
     out[end:] = tail
     return out
@@ -150,14 +153,14 @@ def decompress(blob: Buffer, *, expect: int | None = None, threads: int = 1) -> 
     Raises:
         CorruptFile: the blob is truncated or altered; a wrong buffer is never returned.
     """
-    data = memoryview(as_bytes(blob))
+    data = as_bytes(blob).data
     reader = varint.Reader(data[: max(0, len(data) - FOOTER)], "compressed block")
     layout = Layout.from_code(reader.take(1)[0])
     size = reader.varint(2**48)
     chunk = reader.varint(MAX_CHUNK)
     if chunk == 0 or chunk % 8:
         raise CorruptFile(f"compressed block: chunk size {chunk} is impossible")
-    if size != (size if expect is None else expect):
+    if expect not in (None, size):
         raise CorruptFile(f"compressed block: {expect} bytes expected, it claims {size}")
     whole = size - size % layout.itemsize
     directory_size = int.from_bytes(data[-4:], "little")
@@ -167,7 +170,10 @@ def decompress(blob: Buffer, *, expect: int | None = None, threads: int = 1) -> 
     reader.expect_end()
     if sum(entry.length for entry in entries) != len(payload):
         raise CorruptFile("compressed block: the directory does not match the payload")
-    out = np.empty(size, np.uint8)
+    try:
+        out = np.empty(size, np.uint8)
+    except MemoryError as error:
+        raise CorruptFile(f"compressed block: no memory for the {size} bytes it claims") from error
     out[whole:] = tail
     stream = np.frombuffer(payload, np.uint8)
     ends = np.cumsum([entry.length for entry in entries], dtype=np.int64)
@@ -184,7 +190,7 @@ def decompress(blob: Buffer, *, expect: int | None = None, threads: int = 1) -> 
     with _mapper(threads) as run:
         for _ in run(restore, range(len(entries) // layout.itemsize)):
             pass
-    if xxhash.xxh3_64_intdigest(out) != int.from_bytes(data[-FOOTER:-4], "little"):
+    if xxhash.xxh3_64_intdigest(out.data) != int.from_bytes(data[-FOOTER:-4], "little"):
         raise CorruptFile("compressed block: the checksum of the restored bytes does not match")
     return out
 
@@ -245,7 +251,7 @@ def _read_directory(
 ) -> tuple[list[Tables], list[Entry]]:
     """Tables and entries; sizes that the payloads cannot hold are refused before any allocation."""
     pieces = -(-whole // chunk) * layout.itemsize
-    if pieces > len(reader.data):
+    if LEAST * pieces > len(reader.data):
         raise CorruptFile(f"compressed block: {size} bytes cannot come from so short a file")
     tables = [Tables.read(reader, 1) for _ in range(reader.varint(pieces))]
     entries = []
@@ -253,7 +259,7 @@ def _read_directory(
         entry = Entry(reader.take(1)[0], reader.varint(), reader.varint())
         start = number // layout.itemsize * chunk
         symbols = (min(whole, start + chunk) - start) // layout.itemsize
-        least = {RAW: symbols, HUFFMAN: symbols // 8, CONSTANT: 1}.get(entry.kind, 4)
+        least = {RAW: symbols, HUFFMAN: -(-symbols // 8), CONSTANT: 1}.get(entry.kind, 4)
         if entry.kind >= len(KINDS) or entry.length < least:
             raise CorruptFile(f"compressed block: piece {number} cannot hold {symbols} symbols")
         if entry.kind in CODERS and entry.table >= len(tables):
@@ -268,11 +274,11 @@ def _restore(entry: Entry, payload: np.ndarray, tables: list[Tables], out: np.nd
         CODERS[entry.kind].decode(payload, out.size, 0, tables[entry.table], out)
     elif entry.kind == ZSTD:
         try:
-            plain = zstandard.ZstdDecompressor().decompress(payload.data, max_output_size=out.size)
+            if zstandard.frame_content_size(payload.data) != out.size:  # it would be allocated
+                raise CorruptFile("compressed block: a zstd piece has an impossible size")
+            plain = zstandard.ZstdDecompressor().decompress(payload.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptFile(f"compressed block: zstd says {error}") from error
-        if len(plain) != out.size:
-            raise CorruptFile("compressed block: a zstd piece has an impossible size")
         out[:] = np.frombuffer(plain, np.uint8)
     elif payload.size == (1 if entry.kind == CONSTANT else out.size):
         out[:] = payload

@@ -1,26 +1,26 @@
-"""The one container of laconic: magic, version, codec, checksummed sections; in two profiles.
+"""The one container of laconic: magic, version, codec, checked sections; in two profiles.
 
 **Compact** (`Compact`, for media and single tensors): everything up to the first payload byte in a
-short header, at most 32 bytes for up to three sections.
+short header, at most 32 bytes for up to three sections of up to 2 MiB each. One crc32 covers all
+else, header and payloads.
 
-    "LAC" version | codec varint | fingerprint 0 or 8 bytes | n | n x (type, length, crc32) | payloads
+    "LAC" version | codec | fingerprint 0 or 8 bytes | n | n x (type, length) | crc32 | payloads
 
 **Indexed** (`IndexedWriter`, `IndexedReader`, for big tensor files): payloads first, as they come,
 through a pipe if need be; then an index of names, offsets, lengths and xxh3-64 checksums; then a
-fixed footer that says where the index is. A reader fetches single sections.
+fixed footer that says where the index is. A reader fetches and checks single sections.
 
     "LACI" version | payloads | index (JSON) | index offset u64, length u64, xxh3-64, "LACI"
 """
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import xxhash
 
@@ -31,9 +31,11 @@ MAGIC = b"LAC"
 INDEXED_MAGIC = b"LACI"
 VERSION = 1
 FINGERPRINT = 8
+START = len(INDEXED_MAGIC) + 1  # of the payloads of an indexed file
 _HAS_FINGERPRINT = 0x80  # in the version byte
 _FOOTER = struct.Struct("<QQQ4s")
 _MAX_SECTIONS = 1 << 16
+_CRC = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,13 @@ class Compact:
     fingerprint: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """The frame as it is stored."""
+        """The frame as it is stored.
+
+        Raises:
+            UsageError: too many sections, a negative number, or a fingerprint of another length.
+        """
+        if len(self.sections) > _MAX_SECTIONS:
+            raise UsageError(f"{len(self.sections)} sections, where {_MAX_SECTIONS} are possible")
         if len(self.fingerprint) not in (0, FINGERPRINT):
             raise UsageError(
                 f"a fingerprint has 0 or {FINGERPRINT} bytes, found {len(self.fingerprint)}"
@@ -76,16 +84,16 @@ class Compact:
         varint.put(head, len(self.sections))
         for section in self.sections:
             varint.put(head, section.type)
-            varint.put(head, len(section.payload))
-            head += zlib.crc32(section.payload).to_bytes(4, "little")
-        return b"".join([head, *(section.payload for section in self.sections)])
+            varint.put(head, memoryview(section.payload).nbytes)
+        payloads = [section.payload for section in self.sections]
+        return b"".join([head, _crc(head, *payloads), *payloads])
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "Compact":
         """Reads a frame; payloads are copied out.
 
         Raises:
-            CorruptFile: not a frame, of a future version, truncated, or a checksum differs.
+            CorruptFile: not a frame, of a future version, truncated, or the checksum differs.
         """
         reader = varint.Reader(data, "laconic frame")
         _check_magic(bytes(reader.take(3)), MAGIC)
@@ -93,18 +101,23 @@ class Compact:
         _check_version(version & ~_HAS_FINGERPRINT)
         codec = reader.varint()
         fingerprint = bytes(reader.take(FINGERPRINT)) if version & _HAS_FINGERPRINT else b""
-        heads = [
-            (reader.varint(), reader.varint(), int.from_bytes(reader.take(4), "little"))
-            for _ in range(reader.varint(_MAX_SECTIONS))
-        ]
-        sections = []
-        for number, (kind, length, crc) in enumerate(heads):
-            payload = bytes(reader.take(length))
-            if zlib.crc32(payload) != crc:
-                raise CorruptFile(f"laconic frame: the checksum of section {number} does not match")
-            sections.append(Section(kind, payload))
+        heads = [(reader.varint(), reader.varint()) for _ in range(reader.varint(_MAX_SECTIONS))]
+        head = reader.data[: reader.position]
+        crc = reader.take(_CRC)
+        sections = [Section(kind, bytes(reader.take(length))) for kind, length in heads]
         reader.expect_end()
+        if _crc(head, *(section.payload for section in sections)) != crc:
+            raise CorruptFile("laconic frame: the checksum does not match")
         return cls(codec, tuple(sections), fingerprint)
+
+
+class _Entry(NamedTuple):
+    """What the index says of a section."""
+
+    offset: int
+    length: int
+    xxh3: int
+    info: dict[str, Any]
 
 
 class IndexedWriter:
@@ -121,29 +134,45 @@ class IndexedWriter:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._metadata: dict[str, Any] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._closed = False
         stream.write(INDEXED_MAGIC + bytes([VERSION]))
-        self._offset = len(INDEXED_MAGIC) + 1
+        self._offset = START
 
     def add(self, name: str, payload: bytes | memoryview, **info: Any) -> None:
-        """Writes one section; `info` (JSON values) is kept with it in the index."""
+        """Writes one section; `info` (JSON values) is kept with it in the index.
+
+        Raises:
+            UsageError: the name was used before, or the index is written already.
+        """
+        self._expect_open()
         if name in self._entries:
             raise UsageError(f"section {name!r} was written already")
+        length = memoryview(payload).nbytes
         checksum = xxhash.xxh3_64_intdigest(payload)
-        entry = {"offset": self._offset, "length": len(payload), "xxh3": checksum, "info": info}
         self._stream.write(payload)
-        self._offset += len(payload)
-        self._entries[name] = entry
+        self._entries[name] = _Entry(self._offset, length, checksum, info)
+        self._offset += length
 
     def close(self, **metadata: Any) -> None:
-        """Writes the index and the footer. The stream stays open: it is the caller's."""
+        """Writes the index, with `metadata` (JSON values), and the footer, once.
+
+        The end of a `with` block does it where that was not done. The stream stays open: it is the
+        caller's.
+        """
+        self._expect_open()
+        self._closed = True
+        sections = {name: entry._asdict() for name, entry in self._entries.items()}
         index = json.dumps(
-            {"sections": self._entries, "metadata": metadata}, separators=(",", ":")
+            {"sections": sections, "metadata": metadata}, separators=(",", ":")
         ).encode()
         self._stream.write(index)
         checksum = xxhash.xxh3_64_intdigest(index)
         self._stream.write(_FOOTER.pack(self._offset, len(index), checksum, INDEXED_MAGIC))
+
+    def _expect_open(self) -> None:
+        if self._closed:
+            raise UsageError("the index of this file is written already")
 
     def __enter__(self) -> Self:
         return self
@@ -154,12 +183,12 @@ class IndexedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is None and not self._closed:
             self.close()
 
 
 class IndexedReader:
-    """Reads sections of an indexed file by name, with pread; nothing else is touched.
+    """Reads sections of an indexed file by name; nothing else is touched.
 
     Args:
         source: the file's path, or its bytes.
@@ -172,29 +201,26 @@ class IndexedReader:
     """
 
     def __init__(self, source: str | Path | bytes | memoryview) -> None:
-        self._path = None if isinstance(source, bytes | memoryview) else Path(source)
-        self._data = memoryview(source) if isinstance(source, bytes | memoryview) else None
-        self._size = self._path.stat().st_size if self._path else len(self._data or b"")
-        least = len(INDEXED_MAGIC) + 1 + _FOOTER.size
-        if self._size < least:
-            raise CorruptFile(f"laconic file: {self._size} bytes is less than the {least} of none")
-        head = self._pread(0, len(INDEXED_MAGIC) + 1)
-        _check_magic(bytes(head[:4]), INDEXED_MAGIC)
-        _check_version(head[4])
-        offset, length, checksum, magic = _FOOTER.unpack(
-            self._pread(self._size - _FOOTER.size, _FOOTER.size)
-        )
-        if magic != INDEXED_MAGIC or offset + length != self._size - _FOOTER.size:
+        self._source: Path | memoryview
+        if isinstance(source, bytes | memoryview):
+            self._source = memoryview(source).cast("B")
+            size = len(self._source)
+        else:
+            self._source = Path(source)
+            size = self._source.stat().st_size
+        end = size - _FOOTER.size
+        if end < START:
+            raise CorruptFile(f"laconic file: {size} bytes are fewer than an empty one has")
+        head = self._fetch(0, START)
+        _check_magic(bytes(head[:-1]), INDEXED_MAGIC)
+        _check_version(head[-1])
+        offset, length, checksum, magic = _FOOTER.unpack(self._fetch(end, _FOOTER.size))
+        if magic != INDEXED_MAGIC or offset + length != end:
             raise CorruptFile("laconic file: the footer is missing or damaged (truncated?)")
-        index = self._pread(offset, length)
+        index = self._fetch(offset, length)
         if xxhash.xxh3_64_intdigest(index) != checksum:
             raise CorruptFile("laconic file: the checksum of the index does not match")
-        try:
-            parsed = json.loads(index)
-            self.metadata: dict[str, Any] = parsed["metadata"]
-            self._entries: dict[str, dict[str, Any]] = parsed["sections"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFile(f"laconic file: the index cannot be read: {error}") from error
+        self._entries, self.metadata = _parse_index(bytes(index), offset)
 
     def names(self) -> Iterable[str]:
         """The sections, in the order in which they were written."""
@@ -202,32 +228,70 @@ class IndexedReader:
 
     def info(self, name: str) -> dict[str, Any]:
         """What was given to `IndexedWriter.add` with the section."""
-        info: dict[str, Any] = self._entry(name)["info"]
-        return info
+        return self._entry(name).info
 
     def read(self, name: str) -> bytes:
         """The payload of section `name`; raises `CorruptFile` if its checksum differs."""
         entry = self._entry(name)
-        payload = bytes(self._pread(entry["offset"], entry["length"]))
-        if xxhash.xxh3_64_intdigest(payload) != entry["xxh3"]:
+        payload = bytes(self._fetch(entry.offset, entry.length))
+        if xxhash.xxh3_64_intdigest(payload) != entry.xxh3:
             raise CorruptFile(f"laconic file: the checksum of section {name!r} does not match")
         return payload
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             raise UsageError(f"the file has no section {name!r}")
         return self._entries[name]
 
-    def _pread(self, offset: int, length: int) -> bytes | memoryview:
-        if self._data is not None:
-            part: bytes | memoryview = self._data[offset : offset + length]
+    def _fetch(self, offset: int, length: int) -> bytes | memoryview:
+        part: bytes | memoryview
+        if isinstance(self._source, memoryview):
+            part = self._source[offset : offset + length]
         else:
-            assert self._path is not None
-            with self._path.open("rb") as file:
-                part = os.pread(file.fileno(), length, offset)
+            with self._source.open("rb") as file:  # one for each call: threads may read at a time
+                file.seek(offset)
+                part = file.read(length)
         if len(part) != length:
-            raise CorruptFile(f"laconic file: {length} bytes expected at {offset}, found {len(part)}")
+            raise CorruptFile(
+                f"laconic file: {length} bytes expected at {offset}, found {len(part)}"
+            )
         return part
+
+
+def _parse_index(index: bytes, end: int) -> tuple[dict[str, _Entry], dict[str, Any]]:
+    """(sections, metadata) that `index` names; every section lies between the head and `end`."""
+    try:
+        parsed = json.loads(index, object_pairs_hook=_unique)
+        sections, metadata = parsed["sections"], parsed["metadata"]
+        entries = {name: _Entry(**fields) for name, fields in sections.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"laconic file: the index cannot be read: {error!r}") from error
+    for name, (offset, length, checksum, info) in entries.items():
+        if not (
+            all(type(number) is int for number in (offset, length, checksum))
+            and START <= offset <= offset + length <= end
+            and isinstance(info, dict)
+        ):
+            raise CorruptFile(f"laconic file: the index entry of section {name!r} is impossible")
+    if not isinstance(metadata, dict):
+        raise CorruptFile("laconic file: the metadata of the index is no table of names")
+    return entries, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; names that occur twice would hide what they name."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _crc(*parts: bytes | bytearray | memoryview) -> bytes:
+    """The crc32 of the concatenation of `parts`."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc.to_bytes(_CRC, "little")
 
 
 def _check_magic(found: bytes, expected: bytes) -> None:

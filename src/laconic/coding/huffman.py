@@ -13,11 +13,12 @@ import numpy as np
 from numba import njit
 
 from laconic.coding.memory import load_u64, store_u64
-from laconic.coding.rans import SHORT, Index, split_index
+from laconic.coding.rans import SHORT, Index, split_index, work_space
 from laconic.coding.tables import PRECISION, SYMBOLS, TOTAL, Tables
 from laconic.errors import CorruptFile, UsageError
 
 QUARTERS = 4
+LONGEST = 1 << 33  # symbols a stream; the length of a quarter fits 32 bits
 PER_ENTRY = 7  # symbols that one table entry can hold
 MASK = np.uint64(TOTAL - 1)
 BYTE = np.uint64(255)
@@ -29,12 +30,20 @@ MISSING = np.uint64(0x8000)  # the entry of a symbol that has no code; of no len
 def encode(
     symbols: np.ndarray, table_index: Index, tables: Tables, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Codes `symbols` (N,) uint8; arguments, result and errors are those of `rans.encode`."""
+    """Codes `symbols` (N,) uint8; arguments, result and errors are those of `rans.encode`.
+
+    Example:
+        >>> data = np.array([3, 3, 5, 3], np.uint8)
+        >>> tables = Tables.from_counts(np.bincount(data, minlength=256)[None])
+        >>> decode(encode(data, 0, tables), 4, 0, tables).tolist()
+        [3, 3, 5, 3]
+    """
     symbols = np.ascontiguousarray(symbols, dtype=np.uint8).reshape(-1)
+    if symbols.size > LONGEST:
+        raise UsageError(f"a stream holds at most {LONGEST} symbols, found {symbols.size}")
     first, index = split_index(table_index, symbols.size, tables)
     codes = _codes(tables)
-    if out is None:
-        out = np.empty(room(symbols.size), np.uint8)
+    out = work_space(out, room(symbols.size))
     if index.size:
         end = _encode_indexed(symbols, index, codes, out)
     elif symbols.size < SHORT:
@@ -58,10 +67,11 @@ def decode(
     Raises:
         CorruptFile: the stream is truncated, too long or altered in a way that shows.
     """
-    stream = np.ascontiguousarray(stream, dtype=np.uint8)
+    stream = np.ascontiguousarray(stream, dtype=np.uint8).reshape(-1)
+    if count > 8 * stream.size:
+        raise CorruptFile(f"Huffman stream of {stream.size} bytes cannot hold {count} symbols")
     first, index = split_index(table_index, count, tables)
-    if out is None:
-        out = np.empty(count, np.uint8)
+    out = work_space(out, count)[:count]
     if index.size:
         whole = _decode_indexed(stream, index, _single(tables), out)
     elif count < SHORT:
@@ -262,9 +272,7 @@ def _encode_indexed(symbols, index, codes, out):  # type: ignore[no-untyped-def]
         entry = codes[index[i], symbols[i]]
         seen |= entry
         accumulator |= (entry & CODE) << held
-        accumulator, held, position = _flush(
-            accumulator, held + (entry >> LENGTH), out, position
-        )
+        accumulator, held, position = _flush(accumulator, held + (entry >> LENGTH), out, position)
     store_u64(out, position, accumulator)
     return -1 if seen & MISSING else position + np.int64(held > 0)
 

@@ -8,8 +8,8 @@ negative zeros and subnormals survive.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -42,7 +42,12 @@ class Layout:
         return layout
 
 
-_WORDS = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_WORDS: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
 
 #: Layouts by the dtype names of the safetensors format.
 LAYOUTS = {
@@ -65,12 +70,17 @@ def layout_of(dtype: str) -> Layout:
 
 def words(raw: np.ndarray, layout: Layout) -> np.ndarray:
     """`raw` (bytes,) uint8, whole elements, as aligned unsigned words; a view where it can be."""
-    view = raw.view(_WORDS[layout.itemsize])
+    view: np.ndarray = raw.view(_WORDS[layout.itemsize])
     return view if view.flags.aligned else view.copy()
 
 
 def split(elements: np.ndarray, layout: Layout) -> np.ndarray:
-    """(itemsize, n) planes of the (n,) unsigned words `elements`; plane 0 is the lowest byte."""
+    """(itemsize, n) planes of the (n,) unsigned words `elements`; plane 0 is the lowest byte.
+
+    Example:
+        >>> split(np.array([0x0201, 0x0403], np.uint16), layout_of("U16")).tolist()
+        [[1, 3], [2, 4]]
+    """
     if layout.itemsize == 1:
         return elements.reshape(1, -1)
     out = np.empty((layout.itemsize, elements.size), np.uint8)
@@ -91,7 +101,7 @@ class _Kernels(NamedTuple):
     join: Callable[[np.ndarray, np.ndarray], None]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernels(layout: Layout) -> _Kernels:
     """Loops compiled for one layout: its widths are constants, so that they become SIMD code."""
     groups, rotate = layout.itemsize, layout.rotate
@@ -105,7 +115,8 @@ def _kernels(layout: Layout) -> _Kernels:
             if rotate:  # sign, top eight exponent bits, rest -> exponent bits, sign, rest
                 top = (word >> np.uint64(width - 9)) & np.uint64(0xFF)
                 sign = word >> np.uint64(width - 1)
-                word = top << np.uint64(width - 8) | sign << np.uint64(width - 9) | word & np.uint64(low)
+                word = word & np.uint64(low) | sign << np.uint64(width - 9)
+                word |= top << np.uint64(width - 8)
             for g in range(groups):
                 out[g, i] = np.uint8(word >> np.uint64(8 * g))
 
@@ -118,7 +129,8 @@ def _kernels(layout: Layout) -> _Kernels:
             if rotate:
                 top = word >> np.uint64(width - 8)
                 sign = (word >> np.uint64(width - 9)) & np.uint64(1)
-                word = sign << np.uint64(width - 1) | top << np.uint64(width - 9) | word & np.uint64(low)
+                word = word & np.uint64(low) | top << np.uint64(width - 9)
+                word |= sign << np.uint64(width - 1)
             out[i] = word
 
     return _Kernels(split, join)

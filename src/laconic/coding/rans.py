@@ -28,13 +28,14 @@ def encode(
         symbols: (N,) uint8.
         table_index: one table for all, or (N,) one for each symbol.
         tables: the tables; every symbol must have a frequency above zero in its table.
-        out: `room(N)` bytes to work in; the result is a part of it. New memory by default.
+        out: `room(N)` bytes or more to work in; the result is a part of it. New memory by default.
 
     Returns:
         The stream as (bytes,) uint8. Decoding needs the same tables and indices and N.
 
     Raises:
-        UsageError: a symbol is excluded by its table, or an index names no table.
+        UsageError: a symbol is excluded by its table, an index names no table, or `out` is too
+            small or no writable bytes.
 
     Example:
         >>> data = np.array([3, 3, 5, 3], np.uint8)
@@ -44,14 +45,13 @@ def encode(
     """
     symbols = np.ascontiguousarray(symbols, dtype=np.uint8).reshape(-1)
     first, index = split_index(table_index, symbols.size, tables)
-    states = np.full(_lanes(symbols.size), LOW, np.uint32)
-    if out is None:
-        out = np.empty(room(symbols.size), np.uint8)
+    states = np.full(_lanes(symbols.size), LOW, np.int64)
+    out = work_space(out, room(symbols.size))
     words = out[: out.size & ~1].view(np.uint16)
     start = _encode(symbols, first, index, tables.frequencies, tables.cumulative, states, words)
     if start < 0:
         raise UsageError("a symbol occurs that its frequency table excludes")
-    head = 2 * start - states.nbytes
+    head = 2 * start - 4 * states.size
     out[head : 2 * start] = states.astype("<u4").view(np.uint8)
     return out[head : words.nbytes]
 
@@ -65,20 +65,20 @@ def decode(
 ) -> np.ndarray:
     """The `count` symbols of a stream written by `encode` with the same index and tables.
 
-    They are written to `out` (count,) uint8 where that is given.
+    They are written to the start of `out` uint8 where that is given. There is no checksum: an
+    altered stream may give other symbols. `count` is trusted: a certain symbol takes no bits.
 
     Raises:
         CorruptFile: the stream is truncated, too long or altered in a way that shows.
     """
-    stream = np.ascontiguousarray(stream, dtype=np.uint8)
+    stream = np.ascontiguousarray(stream, dtype=np.uint8).reshape(-1)
     first, index = split_index(table_index, count, tables)
     lanes = _lanes(count)
     if stream.size < 4 * lanes or stream.size % 2:
         raise CorruptFile(f"rANS stream of {stream.size} bytes is shorter than its {lanes} states")
-    states = stream[: 4 * lanes].view("<u4").astype(np.uint32)
+    states = stream[: 4 * lanes].view("<u4").astype(np.int64)
     words = stream[4 * lanes :].view("<u2").astype(np.uint16, copy=False)
-    if out is None:
-        out = np.empty(count, np.uint8)
+    out = work_space(out, count)[:count]
     if not _decode(out, first, index, _slots(tables), states, words):
         raise CorruptFile("rANS stream is damaged: its states or words do not end where they must")
     return out
@@ -99,13 +99,24 @@ def split_index(table_index: Index, count: int, tables: Tables) -> tuple[int, np
         first, index = int(table_index), NO_INDEX
         bad = not 0 <= first < len(tables)
     else:
-        first, index = 0, np.ascontiguousarray(table_index, dtype=np.uint16).reshape(-1)
-        if index.size != count:
-            raise UsageError(f"{count} symbols need as many table indices, found {index.size}")
-        bad = bool(index.size) and int(index.max()) >= len(tables)
+        first, given = 0, np.asarray(table_index).reshape(-1)
+        if given.size != count:
+            raise UsageError(f"{count} symbols need as many table indices, found {given.size}")
+        low, high = (int(given.min()), int(given.max())) if given.size else (0, 0)
+        bad = low < 0 or high >= min(len(tables), 1 << 16)
+        index = np.ascontiguousarray(given, dtype=np.uint16)
     if bad:
         raise UsageError(f"a table index is out of range: there are {len(tables)} tables")
     return first, index
+
+
+def work_space(out: np.ndarray | None, size: int) -> np.ndarray:
+    """`out`, checked to be `size` writable bytes or more; new memory where it is None."""
+    if out is None:
+        return np.empty(size, np.uint8)
+    if out.dtype != np.uint8 or out.ndim != 1 or not (out.flags.carray and out.size >= size):
+        raise UsageError(f"out must be {size} contiguous, writable bytes or more")
+    return out
 
 
 def _slots(tables: Tables) -> np.ndarray:
@@ -157,11 +168,11 @@ def _encode(symbols, first, index, frequencies, cumulative, states, words):  # t
         s = symbols[i]
         missing |= frequency[k, s] == 0
         states[i % lanes], position = _push(
-            np.int64(states[i % lanes]), frequency[k, s], start[k, s], inverse[k, s], words, position
+            states[i % lanes], frequency[k, s], start[k, s], inverse[k, s], words, position
         )
     if fast:
-        a, b, c, d = np.int64(states[0]), np.int64(states[1]), np.int64(states[2]), np.int64(states[3])
-        e, f, g, h = np.int64(states[4]), np.int64(states[5]), np.int64(states[6]), np.int64(states[7])
+        a, b, c, d = states[0], states[1], states[2], states[3]
+        e, f, g, h = states[4], states[5], states[6], states[7]
         F, C, R = frequency[first], start[first], inverse[first]
         while i > 0:
             i -= 8
@@ -202,8 +213,8 @@ def _decode(out, first, index, slots, states, words):  # type: ignore[no-untyped
     i = 0
     if lanes == 8 and not indexed:  # the fast path: eight states in registers
         table = slots[first]
-        a, b, c, d = np.int64(states[0]), np.int64(states[1]), np.int64(states[2]), np.int64(states[3])
-        e, f, g, h = np.int64(states[4]), np.int64(states[5]), np.int64(states[6]), np.int64(states[7])
+        a, b, c, d = states[0], states[1], states[2], states[3]
+        e, f, g, h = states[4], states[5], states[6], states[7]
         while i + 8 <= count and position + 9 <= words.size:
             out[i], a, position = _pop(a, table, words, position)
             out[i + 1], b, position = _pop(b, table, words, position)
@@ -218,7 +229,7 @@ def _decode(out, first, index, slots, states, words):  # type: ignore[no-untyped
         states[4], states[5], states[6], states[7] = e, f, g, h
     padding = np.zeros(1, np.uint16)
     while i < count:
-        x = np.int64(states[i % lanes])
+        x = states[i % lanes]
         k = index[i] if indexed else first
         if position < words.size:
             out[i], x, position = _pop(x, slots[k], words, position)

@@ -16,6 +16,15 @@ class TableBook:
 
     Attributes:
         tables: the fixed tables, each a `Tables` of one row.
+
+    Example:
+        >>> book = TableBook(groups=1)
+        >>> histogram = np.bincount([1, 1, 2], minlength=256)
+        >>> book.assign(histogram, 0), book.assign(histogram * 100, 0)
+        (0, 0)
+        >>> book.close_batch()
+        >>> len(book.tables)
+        1
     """
 
     def __init__(self, groups: int) -> None:

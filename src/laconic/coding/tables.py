@@ -18,7 +18,7 @@ TOTAL = 1 << PRECISION
 SYMBOLS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tables:
     """K frequency tables over byte symbols.
 
@@ -55,6 +55,8 @@ class Tables:
     def from_counts(cls, counts: np.ndarray) -> "Tables":
         """Tables for the histograms `counts` (K, 256); a row of zeros becomes one certain symbol."""
         counts = np.atleast_2d(np.asarray(counts, dtype=np.int64))
+        if counts.ndim != 2 or counts.shape[1] != SYMBOLS or (counts < 0).any():
+            raise UsageError(f"histograms must be (K, {SYMBOLS}) and >= 0, found {counts.shape}")
         return cls(np.stack([_normalise(row) for row in counts]))
 
     def bits(self, counts: np.ndarray) -> np.ndarray:
@@ -125,7 +127,7 @@ def cross_bits(counts, model):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def histogram(symbols):  # type: ignore[no-untyped-def]
-    """(256,) int64 counts of the bytes in `symbols`; eight tallies, so that runs do not stall."""
+    """(256,) int64 counts of `symbols` (N,) uint8; eight tallies, so that runs do not stall."""
     tallies = np.zeros((8, 256), np.uint32)
     whole = symbols.size & ~7
     for i in range(0, whole, 8):

@@ -1,10 +1,14 @@
 """Unsigned LEB128 integers: seven bits a byte, low first, the top bit says that more follows."""
 
-from laconic.errors import CorruptFile
+from laconic.errors import CorruptFile, UsageError
+
+LARGEST = 2**63 - 1  # so that whatever was read fits a signed 64-bit integer
 
 
 def put(out: bytearray, value: int) -> None:
-    """Appends `value` (>= 0) to `out`."""
+    """Appends `value`, in 0..2^63 - 1, to `out`."""
+    if not 0 <= value <= LARGEST:
+        raise UsageError(f"an integer must be in 0..2^63 - 1 to be stored, found {value}")
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
         value >>= 7
@@ -12,14 +16,21 @@ def put(out: bytearray, value: int) -> None:
 
 
 class Reader:
-    """Walks through bytes; every read past the end or over a limit raises `CorruptFile`."""
+    """Walks through bytes; every read past the end or over a limit raises `CorruptFile`.
+
+    Example:
+        >>> out = bytearray()
+        >>> put(out, 300)
+        >>> Reader(out, "example").varint()
+        300
+    """
 
     def __init__(self, data: bytes | bytearray | memoryview, what: str) -> None:
         self.data = memoryview(data).cast("B")
         self.what = what
         self.position = 0
 
-    def varint(self, limit: int = 2**63) -> int:
+    def varint(self, limit: int = LARGEST) -> int:
         """The next integer; at most `limit`."""
         value = shift = 0
         while True:

@@ -1,0 +1,1 @@
+"""The mathematics that more than one method needs. Tensors in, tensors out; no model, no config."""

@@ -1,0 +1,1 @@
+"""Methods that put weights (and activations) on fewer levels."""

@@ -1,0 +1,30 @@
+"""Bytes of files and of models in memory, and the memory of this process."""
+
+from pathlib import Path
+
+from torch import nn
+
+from laconic.tensors.modules import CompressedModule
+
+WEIGHT_SUFFIXES = (".safetensors", ".lac")
+
+
+def stored_bytes(folder: Path) -> int:
+    """`st_size` of the weight files in `folder`."""
+    files = [path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES]
+    return sum(path.stat().st_size for path in files)
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """What the weights of `model` occupy: parameters, buffers, compressed values; shared ones once."""
+    tensors = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
+    compressed = [m.resident_bytes for m in model.modules() if isinstance(m, CompressedModule)]
+    return sum(tensors.values()) + sum(compressed)
+
+
+def peak_rss_bytes() -> int:
+    """`VmHWM`: the most memory that this process ever had resident."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")

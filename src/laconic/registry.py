@@ -1,0 +1,69 @@
+"""Everything that has a name on the command line, by name; importing this loads nothing heavy."""
+
+import importlib
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from laconic.errors import UsageError, did_you_mean
+
+
+class Kind(Enum):
+    """What kinds of things have names; each kind has a contract suite in `tests/contracts`."""
+
+    METHOD = "method"
+    QUANTIZER = "quantizer"
+    CODEC = "codec"
+    PREDICTOR = "predictor"
+    STORE = "store"
+    EVICTOR = "evictor"
+    COMPRESSOR = "compressor"
+    STUDY = "study"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered thing.
+
+    Attributes:
+        kind: see `Kind`.
+        path: `module:class`.
+        summary: one line; the first of the class's docstring, checked by a test.
+    """
+
+    kind: Kind
+    path: str
+    summary: str
+
+    def load(self) -> Any:
+        """The class; imports its module."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+ENTRIES: dict[str, Entry] = {
+    "rtn": Entry(
+        Kind.METHOD,
+        "laconic.quantize.rtn:RTN",
+        "Rounds every weight to the nearest point of a uniform grid; needs no data.",
+    ),
+    "int": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.integer:IntQuantizer",
+        "Rounds to a uniform grid per group of a row, per row, or per tensor.",
+    ),
+}
+
+
+def find(name: str, kind: Kind = Kind.METHOD) -> Entry:
+    """The entry `name` of `kind`; `UsageError` with the nearest name if there is none."""
+    names = [n for n, entry in ENTRIES.items() if entry.kind is kind]
+    if name not in names:
+        raise UsageError(f"unknown {kind.value} {name!r}; {did_you_mean(name, names)}")
+    return ENTRIES[name]
+
+
+def name_of(cls: type) -> str:
+    """The name under which `cls` is registered; its class name where it is not."""
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    return next((name for name, entry in ENTRIES.items() if entry.path == path), cls.__name__)

@@ -1,0 +1,58 @@
+"""`Dense`: a weight as it was; stored without loss as byte planes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from laconic.tensors.compressed import CompressedTensor, State, register_kind
+
+
+@dataclass(frozen=True)
+class Dense(CompressedTensor):
+    """An uncompressed weight; at rest about two thirds of its bf16 size (byte planes, lossless).
+
+    Example:
+        >>> Dense(torch.eye(2)).matmul(torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    value: Tensor
+
+    kind = "dense"
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.value.dtype
+
+    @property
+    def format(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.value.to(dtype or self.dtype)
+
+    def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.value[index].to(dtype or self.dtype)
+
+    def state(self) -> State:
+        return State(self.kind, {}, {"value": self.value})
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        return cls(state.arrays["value"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"value": self.value}
+
+    def replace_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        return type(self)(tensors["value"])
+
+
+register_kind(Dense)

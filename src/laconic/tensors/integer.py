@@ -1,0 +1,174 @@
+"""`IntQuantizer`: uniform grids of 2 to 8 bits, ranges by extremes or by least squared error."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from laconic.errors import UsageError
+from laconic.numerics.golden import golden_section
+from laconic.tensors.compressed import CompressedTensor
+from laconic.tensors.grouped import Grouped
+from laconic.tensors.quantizer import Quantizer, register_quantizer
+
+PRECISION = torch.float32
+SMALLEST_CLIP = 0.2  # of the range, where the search for the least error ends
+WEIGHTS_AT_ONCE = 1 << 22  # weights whose ranges are searched together: bounds the memory
+
+Group = int | Literal["row", "tensor"]
+
+
+class Grid(NamedTuple):
+    """Where the values of each group lie: `(code - zero) * scale`.
+
+    Attributes:
+        scale: (R, G) float32 values that bfloat16 can hold; (1, 1) for a whole tensor.
+        zero: same shape, whole numbers, float32.
+        group: columns a group.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    group: int
+
+
+@dataclass(frozen=True)
+class IntQuantizer(Quantizer[Grid]):
+    """Rounds to a uniform grid per group of a row, per row, or per tensor.
+
+    Symmetric grids use the codes -qmax..qmax with qmax = 2^(bits-1) - 1 around a fixed zero;
+    asymmetric ones all 2^bits codes between the extremes (zero included), with a zero point.
+
+    Args:
+        bits: 2 to 8.
+        group: columns that share a scale (the last group of a row may be shorter), `"row"` or
+            `"tensor"`.
+        symmetric: see above.
+        range: `"minmax"` spans the extremes; `"mse"` shrinks them by the factor in [0.2, 1] that
+            makes the squared error of the group least (golden section).
+
+    Example:
+        >>> IntQuantizer(bits=2, group="row").project(torch.tensor([[1.0, -0.9, 0.1]]))
+        tensor([[ 1., -1.,  0.]])
+    """
+
+    bits: int = 4
+    group: Group = 64
+    symmetric: bool = True
+    range: Literal["minmax", "mse"] = "minmax"
+
+    kind = "int"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise UsageError(f"bits must be a whole number in 2..8, found {self.bits!r}")
+        if self.group not in ("row", "tensor") and not (
+            isinstance(self.group, int) and self.group >= 1
+        ):
+            raise UsageError(f"group must be a number >= 1, 'row' or 'tensor', found {self.group!r}")
+        if self.range not in ("minmax", "mse"):
+            raise UsageError(f"range must be 'minmax' or 'mse', found {self.range!r}")
+
+    def fit(self, x: Tensor) -> Grid:
+        """The grid of each group of `x` (R, ...)."""
+        rows = _matrix(x)
+        group = self._group_size(rows)
+        if self.group == "tensor":
+            whole = rows.reshape(1, -1)
+            extremes = _extremes(whole, max(1, whole.shape[1]))
+            if self.range == "mse" and whole.numel():
+                return self._search(whole.unsqueeze(1), *extremes, group)
+            return self._grid(*extremes, group)
+        if self.range == "minmax":
+            return self._grid(*_extremes(rows, group), group)
+        step = max(1, WEIGHTS_AT_ONCE // max(1, rows.shape[1]))
+        grids = [
+            self._search(_grouped(part, group), *_extremes(part, group), group)
+            for part in rows.split(step)
+        ]
+        return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]), group)
+
+    def encode(self, x: Tensor, params: Grid) -> Tensor:
+        """Codes of `x`, same shape, uint8."""
+        scale, zero = _spread(params, _matrix(x))
+        codes = (_matrix(x) / scale).round_().add_(zero)
+        return codes.clamp_(*self._code_range).to(torch.uint8).reshape(x.shape)
+
+    def decode(self, codes: Tensor, params: Grid) -> Tensor:
+        """The values of `codes`, same shape, float32."""
+        scale, zero = _spread(params, _matrix(codes))
+        return ((_matrix(codes) - zero) * scale).reshape(codes.shape)
+
+    def pack(self, codes: Tensor, params: Grid, like: Tensor) -> CompressedTensor:
+        """A `Grouped` tensor."""
+        zero = None if self.symmetric else params.zero
+        return Grouped.from_codes(
+            codes, params.scale, zero, bits=self.bits, group=params.group, dtype=like.dtype
+        )
+
+    @property
+    def _code_range(self) -> tuple[int, int]:
+        return (1 if self.symmetric else 0), 2**self.bits - 1
+
+    def _group_size(self, rows: Tensor) -> int:
+        columns = max(1, rows.shape[1])
+        return columns if isinstance(self.group, str) else min(self.group, columns)
+
+    def _grid(self, low: Tensor, high: Tensor, group: int) -> Grid:
+        """The grid that spans [low, high] (R, G); scales rounded to bfloat16, never zero."""
+        if self.symmetric:
+            scale = torch.maximum(low.abs(), high.abs()) / (2 ** (self.bits - 1) - 1)
+        else:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            scale = (high - low) / (2**self.bits - 1)
+        scale = scale.to(torch.bfloat16).to(PRECISION)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if self.symmetric:
+            return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), group)
+        return Grid(scale, (-low / scale).round().clamp(0, 2**self.bits - 1), group)
+
+    def _search(self, grouped: Tensor, low: Tensor, high: Tensor, group: int) -> Grid:
+        """The clipped grid with the least squared error over `grouped` (R, G, group)."""
+
+        def loss(clip: Tensor) -> Tensor:
+            grid = self._grid(low * clip, high * clip, group)
+            scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
+            codes = (grouped / scale).round_().add_(zero).clamp_(*self._code_range)
+            return codes.sub_(zero).mul_(scale).sub_(grouped).square_().sum(dim=-1)
+
+        clip = golden_section(loss, SMALLEST_CLIP, 1.0, tuple(low.shape), device=low.device)
+        return self._grid(low * clip, high * clip, group)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """(R, C) float32: all but the first dimension are columns."""
+    rows = x.shape[0] if x.ndim else 1
+    return x.reshape(rows, x.numel() // rows if rows else 0).to(PRECISION)
+
+
+def _grouped(rows: Tensor, group: int) -> Tensor:
+    """(R, G, group); a ragged last group is filled with zeros, which every grid represents."""
+    short = -rows.shape[1] % group
+    groups = -(-rows.shape[1] // group)
+    return F.pad(rows, (0, short)).reshape(rows.shape[0], groups, group)
+
+
+def _extremes(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """(R, G) least and greatest value; zero counts as a value, since every grid holds it."""
+    grouped = _grouped(rows, group)
+    if grouped.numel() == 0:
+        return (grouped.new_zeros(grouped.shape[:2]),) * 2
+    return grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
+
+
+def _spread(grid: Grid, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero for every column of `rows` (R, C)."""
+    if grid.scale.shape[1] == 1:
+        return grid.scale, grid.zero
+    column_group = torch.arange(rows.shape[1], device=rows.device) // grid.group
+    return grid.scale[:, column_group], grid.zero[:, column_group]
+
+
+register_quantizer(IntQuantizer)
