@@ -50,7 +50,7 @@ def test_every_count_up_to_forty_and_a_large_one(bits):
         assert (read_all(packed, count, bits) == codes).all()
 
 
-@pytest.mark.parametrize("dtype", "bool u1 i1 u2 >u2 i4 u8 i8".split())
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i1", "u2", ">u2", "i4", "u8", "i8"])
 def test_any_integer_dtype_shape_and_order(dtype):
     codes = random_codes(1, 60).astype(dtype).reshape(3, 20)
     for view in (codes, codes.T, codes[:, ::2], codes[::-1]):

@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laconic.coding import sharing
 from laconic.coding.sharing import RECENT, TABLE_BITS, TableBook
 from laconic.coding.tables import entropy_bits
 
@@ -56,6 +57,30 @@ def test_a_near_miss_grows_the_new_table():
     book.close_batch()
     assert np.isfinite(book.tables[1].bits(first + second)).all()
     assert book.assign(second, 0) == 1
+
+
+def test_a_table_must_pay():
+    book = TableBook(1)
+    counts = bell(100, 500)
+    cost = entropy_bits(counts) + TABLE_BITS * np.count_nonzero(counts)
+    assert book.assign(counts, 0, cost) == -1
+    assert book.assign(counts, 0, cost + 1) == 0
+    book.close_batch()
+    assert book.assign(counts, 0, cost) == 0  # it is there already
+    assert book.assign(counts, 0, entropy_bits(counts)) == -1
+    book.close_batch()
+    assert len(book.tables) == 1
+
+
+def test_a_full_book_shares_what_it_has(monkeypatch):
+    monkeypatch.setattr(sharing, "MOST", 2)
+    book = TableBook(1)
+    centres = (100, 150, 101, 20)
+    assert [book.assign(bell(centre), 0, 80_000) for centre in centres] == [0, 1, 0, 1]
+    book.close_batch()
+    assert book.assign(bell(102), 0, 80_000) == 0
+    assert book.assign(bell(220), 0, 80_000) == -1
+    assert len(book.tables) == 2
 
 
 def test_only_recent_tables_are_compared():

@@ -24,7 +24,7 @@ import zstandard
 
 from laconic.coding import huffman, planes, rans, varint
 from laconic.coding.planes import Layout
-from laconic.coding.sharing import TableBook
+from laconic.coding.sharing import MOST, TableBook
 from laconic.coding.tables import Tables, entropy_bits, histogram
 from laconic.errors import CorruptFile, UsageError
 
@@ -106,7 +106,7 @@ def compress(
     out[: len(head)] = head
     end = len(head)
     book = TableBook(groups)
-    directory = bytearray()
+    entries: list[Entry] = []
     room_size = CODERS[coder].room(min(chunk, raw.size) // groups)
     rooms = [np.empty(room_size, np.uint8) for _ in range(BATCH * groups)]
     with _mapper(threads) as run:
@@ -121,22 +121,15 @@ def compress(
                 for number, (part, count) in enumerate(zip(parts, counts))
             ]
             book.close_batch()
-            code = partial(_code, book=book, coder=coder)
+            code = partial(_code, book=book, coder=coder, worthwhile=worthwhile)
             for piece in run(code, parts, counts, owners, rooms):
                 size = len(piece.payload)
                 out[end : end + size] = piece.payload
                 end += size
-                directory.append(piece.kind)
-                varint.put(directory, piece.table)
-                varint.put(directory, size)
-    tail = bytearray()
-    varint.put(tail, len(book.tables))
-    for table in book.tables:
-        tail += table.to_bytes()
-    tail += directory + raw[whole:].tobytes()
-    tail += xxhash.xxh3_64_intdigest(raw.data).to_bytes(8, "little") + len(tail).to_bytes(
-        4, "little"
-    )
+                entries.append(Entry(piece.kind, piece.table, size))
+    tail = _write_directory(entries, book.tables) + raw[whole:].tobytes()
+    checksum = xxhash.xxh3_64_intdigest(raw.data)
+    tail += checksum.to_bytes(8, "little") + len(tail).to_bytes(4, "little")
     out.resize(end + len(tail), refcheck=False)
     out[end:] = tail
     return out
@@ -225,25 +218,48 @@ def _count(part: np.ndarray) -> np.ndarray:
 
 def _owner(book: TableBook, counts: np.ndarray, size: int, group: int, worthwhile: float) -> int:
     """The table for a plane; -1 where it is constant or better left raw."""
-    seen = int(counts.sum())
-    if counts.max() == size or seen < size or entropy_bits(counts) >= worthwhile * 8 * seen:
+    seen, budget = int(counts.sum()), worthwhile * 8 * size
+    if counts.max() == size or seen < size or entropy_bits(counts) >= budget:
         return -1
-    return book.assign(counts, group)
+    return book.assign(counts, group, budget)
 
 
 def _code(
-    part: np.ndarray, counts: np.ndarray, owner: int, room: np.ndarray, book: TableBook, coder: int
+    part: np.ndarray,
+    counts: np.ndarray,
+    owner: int,
+    room: np.ndarray,
+    book: TableBook,
+    coder: int,
+    worthwhile: float,
 ) -> Piece:
     if counts.max() == part.size:
         return Piece(CONSTANT, 0, part[:1])
-    if owner < 0:
-        return Piece(RAW, 0, part)
-    piece = Piece(coder, owner, CODERS[coder].encode(part, 0, book.tables[owner], room))
+    piece = Piece(RAW, 0, part)
+    if owner >= 0:
+        coded = CODERS[coder].encode(part, 0, book.tables[owner], room)
+        if len(coded) < part.size:
+            piece = Piece(coder, owner, coded)
     if counts.max() > ZSTD_SHARE * part.size:
         packed = np.frombuffer(zstandard.ZstdCompressor(level=3).compress(part.data), np.uint8)
-        if len(packed) < len(piece.payload):
+        if len(packed) < min(len(piece.payload), worthwhile * part.size):
             piece = Piece(ZSTD, 0, packed)
-    return piece if len(piece.payload) < part.size else Piece(RAW, 0, part)
+    return piece
+
+
+def _write_directory(entries: list[Entry], tables: list[Tables]) -> bytearray:
+    """The tables in use, in the order of their first use, and the entries."""
+    used: dict[int, int] = {}
+    directory = bytearray()
+    for kind, table, length in entries:
+        directory.append(kind)
+        varint.put(directory, used.setdefault(table, len(used)) if kind in CODERS else 0)
+        varint.put(directory, length)
+    out = bytearray()
+    varint.put(out, len(used))
+    for table in used:
+        out += tables[table].to_bytes()
+    return out + directory
 
 
 def _read_directory(
@@ -253,7 +269,7 @@ def _read_directory(
     pieces = -(-whole // chunk) * layout.itemsize
     if LEAST * pieces > len(reader.data):
         raise CorruptFile(f"compressed block: {size} bytes cannot come from so short a file")
-    tables = [Tables.read(reader, 1) for _ in range(reader.varint(pieces))]
+    tables = [Tables.read(reader, 1) for _ in range(reader.varint(min(pieces, MOST)))]
     entries = []
     for number in range(pieces):
         entry = Entry(reader.take(1)[0], reader.varint(), reader.varint())
@@ -262,7 +278,7 @@ def _read_directory(
         least = {RAW: symbols, HUFFMAN: -(-symbols // 8), CONSTANT: 1}.get(entry.kind, 4)
         if entry.kind >= len(KINDS) or entry.length < least:
             raise CorruptFile(f"compressed block: piece {number} cannot hold {symbols} symbols")
-        if entry.kind in CODERS and entry.table >= len(tables):
+        if entry.table >= (len(tables) if entry.kind in CODERS else 1):
             raise CorruptFile(f"compressed block: piece {number} names a table that is not there")
         entries.append(entry)
     return tables, entries

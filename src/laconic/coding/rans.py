@@ -45,13 +45,13 @@ def encode(
     """
     symbols = np.ascontiguousarray(symbols, dtype=np.uint8).reshape(-1)
     first, index = split_index(table_index, symbols.size, tables)
-    states = np.full(_lanes(symbols.size), LOW, np.int64)
+    states = np.full(_lanes(symbols.size), LOW, np.uint32)
     out = work_space(out, room(symbols.size))
     words = out[: out.size & ~1].view(np.uint16)
     start = _encode(symbols, first, index, tables.frequencies, tables.cumulative, states, words)
     if start < 0:
         raise UsageError("a symbol occurs that its frequency table excludes")
-    head = 2 * start - 4 * states.size
+    head = 2 * start - states.nbytes
     out[head : 2 * start] = states.astype("<u4").view(np.uint8)
     return out[head : words.nbytes]
 
@@ -76,7 +76,7 @@ def decode(
     lanes = _lanes(count)
     if stream.size < 4 * lanes or stream.size % 2:
         raise CorruptFile(f"rANS stream of {stream.size} bytes is shorter than its {lanes} states")
-    states = stream[: 4 * lanes].view("<u4").astype(np.int64)
+    states = stream[: 4 * lanes].view("<u4").astype(np.uint32)
     words = stream[4 * lanes :].view("<u2").astype(np.uint16, copy=False)
     out = work_space(out, count)[:count]
     if not _decode(out, first, index, _slots(tables), states, words):
@@ -132,6 +132,13 @@ def _slots(tables: Tables) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _four(states, lane):  # type: ignore[no-untyped-def]
+    """The states of four lanes, as registers."""
+    a, b = np.int64(states[lane]), np.int64(states[lane + 1])
+    return a, b, np.int64(states[lane + 2]), np.int64(states[lane + 3])
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _push(x, frequency, cumulative, inverse, words, position):  # type: ignore[no-untyped-def]
     """Puts one symbol on state `x`: (new state, new position); no branches to mispredict."""
     words[position - 1] = x & 0xFFFF
@@ -167,12 +174,12 @@ def _encode(symbols, first, index, frequencies, cumulative, states, words):  # t
         k = index[i] if indexed else first
         s = symbols[i]
         missing |= frequency[k, s] == 0
-        states[i % lanes], position = _push(
-            states[i % lanes], frequency[k, s], start[k, s], inverse[k, s], words, position
-        )
+        x = np.int64(states[i % lanes])
+        x, position = _push(x, frequency[k, s], start[k, s], inverse[k, s], words, position)
+        states[i % lanes] = x
     if fast:
-        a, b, c, d = states[0], states[1], states[2], states[3]
-        e, f, g, h = states[4], states[5], states[6], states[7]
+        a, b, c, d = _four(states, 0)
+        e, f, g, h = _four(states, 4)
         F, C, R = frequency[first], start[first], inverse[first]
         while i > 0:
             i -= 8
@@ -213,8 +220,8 @@ def _decode(out, first, index, slots, states, words):  # type: ignore[no-untyped
     i = 0
     if lanes == 8 and not indexed:  # the fast path: eight states in registers
         table = slots[first]
-        a, b, c, d = states[0], states[1], states[2], states[3]
-        e, f, g, h = states[4], states[5], states[6], states[7]
+        a, b, c, d = _four(states, 0)
+        e, f, g, h = _four(states, 4)
         while i + 8 <= count and position + 9 <= words.size:
             out[i], a, position = _pop(a, table, words, position)
             out[i + 1], b, position = _pop(b, table, words, position)
@@ -229,7 +236,7 @@ def _decode(out, first, index, slots, states, words):  # type: ignore[no-untyped
         states[4], states[5], states[6], states[7] = e, f, g, h
     padding = np.zeros(1, np.uint16)
     while i < count:
-        x = states[i % lanes]
+        x = np.int64(states[i % lanes])
         k = index[i] if indexed else first
         if position < words.size:
             out[i], x, position = _pop(x, slots[k], words, position)

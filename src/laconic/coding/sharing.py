@@ -6,6 +6,7 @@ from laconic.coding.tables import Tables, cross_bits, entropy_bits
 
 TABLE_BITS = 20  # what a table takes in a file, per symbol that occurs
 RECENT = 8  # how many earlier tables a histogram is compared with
+MOST = 4096  # tables of a book; decoding takes up to 50 KiB for each, however short the file
 
 
 class TableBook:
@@ -32,17 +33,25 @@ class TableBook:
         self._counts: list[np.ndarray] = []
         self._known: list[list[int]] = [[] for _ in range(groups)]
 
-    def assign(self, counts: np.ndarray, group: int) -> int:
-        """The number of the table for symbols with histogram `counts` (256,); new if need be."""
+    def assign(self, counts: np.ndarray, group: int, budget: float = np.inf) -> int:
+        """The number of the table for symbols with histogram `counts` (256,); new if need be.
+
+        It is -1 where the symbols, and the table if it is new, would take `budget` bits or more, or
+        where no known table will do and the book is full.
+        """
         limit = entropy_bits(counts) + TABLE_BITS * int(np.count_nonzero(counts))
+        if len(self._counts) == MOST:
+            limit = np.inf
         known = self._known[group]
         costs = [self._cost(counts, number) for number in known]
         best = int(np.argmin(costs)) if costs else -1
-        if best >= 0 and costs[best] < limit:
+        if best >= 0 and costs[best] < min(limit, budget):
             number = known[best]
             if number >= len(self.tables):  # still open: its table will be made for this one too
                 self._counts[number] = self._counts[number] + counts
             return number
+        if limit >= budget:
+            return -1
         joint = counts
         for number in known:  # a near miss, for lack of a rare symbol, grows the new table
             merged = self._counts[number] + counts

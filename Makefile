@@ -1,0 +1,42 @@
+# Every target sets up what it needs on a fresh machine: Python 3.11 or newer is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint docs bench clean
+
+demo: $(VENV)/.runtime  ## the whole path on the bundled model, in a minute or two
+	$(BIN)/laconic demo --overwrite
+
+test: $(VENV)/.dev  ## unit tests, contract suites, examples
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## format, style, types, import contracts
+	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev  ## the site, strictly, into site/
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.dev  ## every proof; needs ZOO and DATA folders; rewrites docs/results.md
+	$(BIN)/pip install -q -c constraints.txt zipnn==0.5.4
+	$(BIN)/python -m benchmarks --all $(if $(ZOO),--zoo $(ZOO)) $(if $(DATA),--data $(DATA))
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) site .cache laconic-demo

@@ -1,0 +1,1 @@
+"""Proofs and speed: what laconic claims, measured. `python -m benchmarks --help`."""

@@ -1,0 +1,128 @@
+"""Losses of models on data, one at a time or paired, always in fp32.
+
+Weights are the `dense()` values in fp32 and every sum is taken window by window in fp64, so that
+batches of 1, 8 and 32 give the same number.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from laconic.errors import DataError
+from laconic.measure.data import Labelled
+from laconic.progress import SILENT, Progress
+
+Batch = tuple[
+    dict[str, Tensor], Tensor
+]  # inputs, targets (B, T) with -100 where nothing is predicted
+IGNORE = -100
+
+
+@dataclass
+class Losses:
+    """What a run over data gave, one entry for each window (example).
+
+    Attributes:
+        nll: (N,) fp64, summed over the predictions of a window.
+        predictions: (N,) how many a window has.
+        correct: (N,) how many of them the most likely class got right.
+        flips: (N,) how many have another most likely class than the reference; paired runs only.
+        kl: (N,) fp64, sum of KL(reference || model); paired runs only.
+        reference: the reference model's losses; paired runs only.
+    """
+
+    nll: Tensor
+    predictions: Tensor
+    correct: Tensor
+    flips: Tensor | None = None
+    kl: Tensor | None = None
+    reference: "Losses | None" = field(default=None)
+
+    @property
+    def mean(self) -> float:
+        """Mean negative log-likelihood of a prediction, nats."""
+        return (self.nll.sum() / self.predictions.sum()).item()
+
+
+def language_batches(windows: Tensor, batch: int) -> list[Batch]:
+    """Windows (N, T) as batches; every position but a window's first is predicted."""
+    return [
+        ({"input_ids": part}, F.pad(part[:, 1:], (0, 1), value=IGNORE))
+        for part in windows.split(batch)
+    ]
+
+
+def labelled_batches(data: Labelled, batch: int) -> list[Batch]:
+    """Labelled examples as batches of one prediction each."""
+    return [(part.inputs, part.labels.unsqueeze(1)) for part in data.batches(batch)]
+
+
+@torch.inference_mode()
+def measure_losses(
+    model: nn.Module, batches: Iterable[Batch],
+    *, reference: nn.Module | None = None, progress: Progress = SILENT, device: str = "cpu",
+) -> Losses:  # fmt: skip
+    """Runs `model`, and beside it `reference`, over `batches`.
+
+    Raises:
+        DataError: there are no batches, or the data does not suit the model.
+    """
+    rows: list[Tensor] = []
+    for inputs, targets in progress.track(list(batches), "evaluating"):
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        targets = targets.to(device)
+        logits = _logits(model, inputs)
+        other = None if reference is None else _logits(reference, inputs)
+        for i in range(len(targets)):
+            rows.append(_window(logits[i], targets[i], None if other is None else other[i]))
+    if not rows:
+        raise DataError("there is no data to evaluate on")
+    table = torch.stack(rows)
+    losses = Losses(table[:, 0], table[:, 1], table[:, 2])
+    if reference is not None:
+        losses.flips, losses.kl = table[:, 3], table[:, 4]
+        losses.reference = Losses(table[:, 5], table[:, 1], table[:, 6])
+    return losses
+
+
+def _window(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """(7,) fp64 sums of one window: logits (T, V), targets (T,)."""
+    keep = targets != IGNORE
+    logits, targets = logits[keep].float(), targets[keep]
+    log_p = F.log_softmax(logits, dim=-1)
+    best = logits.argmax(dim=-1)
+    out = torch.zeros(7, dtype=torch.float64)
+    out[0] = -log_p.gather(1, targets[:, None]).double().sum()
+    out[1] = len(targets)
+    out[2] = (best == targets).sum()
+    if reference is not None:
+        reference = reference[keep].float()
+        log_q = F.log_softmax(reference, dim=-1)
+        best_reference = reference.argmax(dim=-1)
+        out[3] = (best != best_reference).sum()
+        out[4] = (log_q.exp() * (log_q - log_p)).double().sum()
+        out[5] = -log_q.gather(1, targets[:, None]).double().sum()
+        out[6] = (best_reference == targets).sum()
+    return out
+
+
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T, V); a classifier's (B, C) becomes one prediction (B, 1, C)."""
+    logits = _call(model, inputs)
+    return logits if logits.ndim == 3 else logits.unsqueeze(1)
+
+
+def _call(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    plain: Callable[..., object] = model
+    try:
+        output = plain(**inputs) if hasattr(model, "config") else plain(*inputs.values())
+    except (TypeError, IndexError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{type(model).__name__} cannot take this data: {reason}") from error
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise DataError(f"{type(model).__name__} returned {type(output).__name__}, not logits")
+    return logits
