@@ -10,9 +10,9 @@ from torch import nn
 
 from laconic.allocate.budget import Budget
 from laconic.calibrate.runner import LayerReport, run_layers
-from laconic.errors import UsageError
+from laconic.errors import BudgetError, UsageError
 from laconic.hf import prepare_for_saving, quantization_config
-from laconic.measure.resources import peak_rss_bytes, stored_bytes
+from laconic.measure.resources import peak_rss_bytes
 from laconic.method import LayerMethod, Method
 from laconic.models.layout import Layer
 from laconic.models.open import open_source
@@ -21,6 +21,7 @@ from laconic.models.source import ModelSource
 from laconic.planning import Plan, plan_budget
 from laconic.progress import SILENT, Progress
 from laconic.registry import name_of
+from laconic.report.points import REPORT_FILE, save_json
 
 RETRIES = 4  # how often a byte budget that the finished file misses is tightened
 
@@ -108,7 +109,7 @@ def compress(
         LaconicError: see its children; nothing is half-written.
 
     Example:
-        >>> import laconic
+        >>> import laconic, torch
         >>> from laconic.quantize.rtn import RTN
         >>> result = laconic.compress(torch.nn.Sequential(torch.nn.Linear(64, 64)), RTN(bits=8))
         >>> result.report.layers[0]["format"]
@@ -122,13 +123,20 @@ def compress(
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     plan = Plan(method)
     if parsed is not None:
-        plan = plan_budget(source, method, parsed, also=also, progress=progress)
-    for attempt in range(RETRIES):
-        layers, stored = _run(source, plan, out, also, overwrite or attempt > 0, progress)
-        if plan.limit is None or stored <= plan.limit:
+        plan = plan_budget(
+            source, method, parsed, also=also, coded=out is not None, progress=progress
+        )
+    for _ in range(RETRIES):
+        try:
+            layers, stored = _run(source, plan, out, also, overwrite, progress)
             break
-        plan = plan.tightened(stored)
+        except _TooLarge as miss:
+            plan = plan.tightened(miss.stored)
+    else:
+        raise BudgetError(f"the budget {budget} was missed {RETRIES} times; give a larger one")
     report = _report(source, method, plan, layers, stored, started, out, budget)
+    if out is not None:
+        save_json(Path(out) / REPORT_FILE, report.to_json())
     if out is None and isinstance(model, nn.Module):
         modules = sorted({layer.module for layer in plan.seen})
         if hasattr(model, "save_pretrained"):
@@ -150,19 +158,39 @@ def _run(
     source: ModelSource, plan: Plan, out: str | Path | None, also: Sequence[str],
     overwrite: bool, progress: Progress,
 ) -> tuple[list[LayerReport], int]:  # fmt: skip
-    """Runs the plan; returns the layers' reports and the stored bytes."""
-    if out is None:
-        layers = run_layers(source, MemorySink(source.skeleton), plan, also=also, progress=progress)
-        stored = sum(round(layer.weights * layer.bits_per_weight / 8) for layer in layers)
-        return layers, stored + _untouched_bytes(source, plan)
-    out = Path(out)
+    """Runs the plan; returns the layers' reports and the stored bytes.
+
+    Raises:
+        _TooLarge: the bytes are over the plan's limit; what was made is gone.
+    """
 
     def save_config(folder: Path, modules: list[str]) -> None:
         source.save_config(folder, quantization_config(modules, plan.recipe()))
 
-    with DirectorySink(out, save_config, overwrite=overwrite) as sink:
+    sink: MemorySink | DirectorySink
+    if out is None:
+        sink = MemorySink(source.skeleton)
+    else:
+        sink = DirectorySink(Path(out), save_config, overwrite=overwrite)
+    with sink:
         layers = run_layers(source, sink, plan, also=also, progress=progress)
-    return layers, stored_bytes(out)
+        of_layers = sum(round(layer.weights * layer.bits_per_weight / 8) for layer in layers)
+        if isinstance(sink, DirectorySink):
+            stored = sink.finish()
+        else:
+            stored = of_layers + _untouched_bytes(source, plan)
+        counted = of_layers if plan.of_layers else stored
+        if plan.limit is not None and counted > plan.limit:
+            raise _TooLarge(counted)
+    return layers, stored
+
+
+class _TooLarge(Exception):
+    """What a plan made is over its limit."""
+
+    def __init__(self, stored: int) -> None:
+        super().__init__(stored)
+        self.stored = stored
 
 
 def _untouched_bytes(source: ModelSource, plan: Plan) -> int:

@@ -1,5 +1,8 @@
-"""Registers laconic with transformers: after `import laconic.hf`, `AutoModel.from_pretrained` opens
-directories that laconic wrote, and `save_pretrained` writes them again, byte for byte."""
+"""Registers laconic with transformers.
+
+After `import laconic.hf`, `AutoModel.from_pretrained` opens directories that laconic wrote, and
+`save_pretrained` writes them again, byte for byte.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ class LaconicConfig(QuantizationConfigMixin):
                 f"the model is of laconic format {format}, this laconic reads {FORMAT}: "
                 "pip install -U laconic"
             )
+        if not isinstance(modules, list) or any(not isinstance(path, str) for path in modules):
+            raise CorruptFile(f"config.json: a list of modules expected, found {modules!r}")
         self.quant_method = METHOD
         self.format = format
         self.modules = modules
@@ -58,8 +63,13 @@ class LaconicQuantizer(HfQuantizer):
         self, model: Any, checkpoint_files: list[str] | None = None, **_: Any
     ) -> Any:
         entries = read_headers(Path(file) for file in checkpoint_files or [])
+        for name in [n for n in model.all_tied_weights_keys if n in entries]:
+            model.all_tied_weights_keys.pop(name)  # stored on its own: it was not tied
         for path in self.quantization_config.modules:
-            twin = twin_class(model.get_submodule(path))
+            try:
+                twin = twin_class(model.get_submodule(path))
+            except AttributeError as error:
+                raise CorruptFile(f"config.json names {path}, which the model has not") from error
             names = twin.slot_names if twin is not None else ("weight",)
             missing = [name for name in names if f"{path}.{name}" not in entries]
             if missing:

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from laconic.errors import CorruptFile, LaconicError, UnsupportedModel
 from laconic.models.huggingface import load_config, model_class
 from laconic.models.memory import MODULE_CONFIG, call_factory, from_factory, is_factory
 from laconic.models.safetensors import find_shards, read_headers, read_tensor
-from laconic.tensors.modules import replace_module
+from laconic.tensors.modules import CompressedExperts, CompressedModule, replace_module
 
 TRUSTED = "laconic."
+LOADING_ERRORS = (
+    RuntimeError, ValueError, KeyError, OSError, AttributeError, TypeError, SafetensorError
+)  # fmt: skip
+ALL_SLOTS = (*CompressedModule.slot_names, *CompressedExperts.slot_names)
 
 
 def load(
@@ -38,43 +43,52 @@ def load(
     """
     folder = Path(path)
     if (folder / MODULE_CONFIG).is_file():
-        model = _load_module(folder, trust)
+        model = _cast(_load_module(folder, trust), dtype)
     elif folder.is_dir():
         model = _load_pretrained(folder, dtype)
     elif is_factory(str(path)):
-        model = from_factory(str(path)).skeleton
+        model = _cast(from_factory(str(path)).skeleton, dtype)
     else:
         raise UnsupportedModel(
             f"{path}: no such directory; expected one with config.json and *.safetensors, "
             "or package.module:factory[@path]"
         )
-    if isinstance(dtype, torch.dtype):
-        model = model.to(dtype)
-    return model.to(device).eval()
+    return nn.Module.to(model, device=device).eval()
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | str) -> nn.Module:
+    """`model` in `dtype`. Transformers does it itself, and rightly leaves rotary tables alone."""
+    return model.to(dtype) if isinstance(dtype, torch.dtype) else model
 
 
 def _load_pretrained(folder: Path, dtype: torch.dtype | str) -> nn.Module:
     import laconic.hf  # noqa: F401  (registers)
 
     config = load_config(folder)
-    read_headers(find_shards(folder))  # a damaged file is named before transformers stumbles over it
+    read_headers(find_shards(folder))  # names a damaged file before transformers stumbles over it
     try:
-        model: nn.Module = model_class(config).from_pretrained(folder, dtype=dtype)
+        model, info = model_class(config).from_pretrained(
+            folder, dtype=dtype, output_loading_info=True
+        )
     except LaconicError:
         raise
-    except (RuntimeError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+    except LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CorruptFile(f"{folder}: transformers cannot load it: {reason}") from error
-    return model
+    if info["missing_keys"]:  # transformers warns and goes on with random values
+        raise CorruptFile(f"{folder}: the weight files lack {min(info['missing_keys'])}")
+    loaded: nn.Module = model
+    return loaded
 
 
 def _load_module(folder: Path, trust: bool) -> nn.Module:
     try:
         config: dict[str, Any] = json.loads((folder / MODULE_CONFIG).read_text())
-        factory, modules = config["factory"], config["quantization_config"]["modules"]
+        factory = str(config["factory"])
+        modules = [str(path) for path in config["quantization_config"]["modules"]]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{folder / MODULE_CONFIG}: cannot be read: {error!r}") from error
-    if not trust and not str(factory).startswith(TRUSTED):
+    if not trust and not factory.startswith(TRUSTED):
         raise UnsupportedModel(
             f"{folder} is built by {factory}, code outside laconic: pass trust=True (--trust) if you "
             "trust it"
@@ -82,7 +96,7 @@ def _load_module(folder: Path, trust: bool) -> nn.Module:
     model = call_factory(factory)
     entries = read_headers(find_shards(folder))
     for path in modules:
-        replace_module(model, path, {"weight": 0})
+        replace_module(model, path, dict.fromkeys(ALL_SLOTS, 0))
     state = {name: read_tensor(entry) for name, entry in entries.items()}
     try:
         model.load_state_dict(state)

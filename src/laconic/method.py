@@ -7,7 +7,7 @@ of these and little more than their mathematics.
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from enum import Enum
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -75,8 +75,13 @@ class Method(ABC):
         values = {}
         for name, value in settings.items():
             if name not in known:
-                raise UsageError(f"{cls.__name__} has no setting {name!r}; {did_you_mean(name, known)}")
+                raise UsageError(
+                    f"{cls.__name__} has no setting {name!r}; {did_you_mean(name, known)}"
+                )
             values[name] = _convert(value, types[name], name) if isinstance(value, str) else value
+        absent = [f.name for f in fields(cls) if _is_required(f) and f.name not in values]  # type: ignore[arg-type]
+        if absent:
+            raise UsageError(f"{cls.__name__} needs the setting {absent[0]!r}")
         return cls(**values)
 
 
@@ -90,6 +95,10 @@ class LayerMethod(Method):
     def options(self) -> tuple["LayerMethod", ...]:
         """The strengths at which a budget may use this method, weakest first; itself by default."""
         return (self,)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _convert(text: str, kind: Any, name: str) -> Any:

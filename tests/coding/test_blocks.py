@@ -7,10 +7,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laconic.coding import blocks, planes, varint
-from laconic.coding.blocks import CONSTANT, HUFFMAN, RANS, RAW, ZSTD, compress, decompress
+from laconic.coding import blocks, contexts, planes, varint
+from laconic.coding.blocks import CHUNKS, MAX_CHUNK, MIN_CHUNK, compress, decompress
+from laconic.coding.directory import CONSTANT, CONTEXT, HUFFMAN, RANS, RAW, ZSTD, read_directory
 from laconic.coding.planes import LAYOUTS, Layout
 from laconic.coding.sharing import MOST
+from laconic.coding.tables import entropy_bits, histogram
 from laconic.errors import CorruptFile, UsageError
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
@@ -23,18 +25,17 @@ dtypes = pytest.mark.parametrize("dtype", LAYOUTS)
 
 
 def contents(blob):
-    """The tables of a blob, and the entries of its directory: chunk by chunk, plane by plane."""
+    """The directory of a blob: its tables, and its entries chunk by chunk, plane by plane."""
     data = blob.tobytes()
     reader = varint.Reader(data[:-12], "test")
     layout = Layout.from_code(reader.take(1)[0])
     size, chunk = reader.varint(), reader.varint()
     reader.take(len(data) - 12 - reader.position - int.from_bytes(data[-4:], "little"))
-    whole = size - size % layout.itemsize
-    return blocks._read_directory(reader, layout, size, whole, chunk)
+    return read_directory(reader, layout, size - size % layout.itemsize, chunk)
 
 
 def kinds(blob):
-    return [entry.kind for entry in contents(blob)[1]]
+    return [entry.kind for entry in contents(blob).entries]
 
 
 def weights(count, dtype="BF16", seed=0):
@@ -88,7 +89,7 @@ def test_every_length_up_to_seventy(dtype, engine):
 
 @engines
 @pytest.mark.parametrize("dtype", ITEMS)
-@pytest.mark.parametrize("chunk", [8, 24, 4096, 1 << 16, blocks.CHUNK, blocks.MAX_CHUNK])
+@pytest.mark.parametrize("chunk", [MIN_CHUNK, 4104, 1 << 16, 1 << 19, MAX_CHUNK])
 def test_large_buffers_with_a_tail_in_several_chunks(dtype, engine, chunk):
     size = min(700_001, 300 * chunk) + 3
     for maker in (noise, skewed):
@@ -99,7 +100,7 @@ def test_large_buffers_with_a_tail_in_several_chunks(dtype, engine, chunk):
 @given(
     dtype=st.sampled_from(sorted(LAYOUTS)),
     engine=st.sampled_from(sorted(ENGINES)),
-    chunk=st.sampled_from([8, 16, 64, 4096, 40_000, blocks.CHUNK]),
+    chunk=st.sampled_from([MIN_CHUNK, 4104, 40_000, None]),
     parts=st.lists(
         st.tuples(st.sampled_from(sorted(MAKERS)), st.integers(0, 9000), st.integers(0, 99)),
         max_size=6,
@@ -141,11 +142,12 @@ def test_not_a_number_negative_zero_and_subnormals_survive(dtype, engine):
 
 @engines
 def test_weights_are_coded_in_their_exponents_only(engine):
-    blob = check(weights(100_000), "BF16", engine=engine)
-    assert kinds(blob) == [RAW, ENGINES[engine]]
-    assert blob.size < 0.68 * 200_000
-    blob = check(weights(100_000, "F32"), "F32", engine=engine)
-    assert kinds(blob) == [RAW, RAW, RAW, ENGINES[engine]]
+    second = {"huffman": RAW, "rans": CONTEXT}[engine]
+    blob = check(weights(60_000), "BF16", engine=engine)
+    assert kinds(blob) == [second, ENGINES[engine]]
+    assert blob.size < 0.68 * 120_000
+    blob = check(weights(30_000, "F32"), "F32", engine=engine)
+    assert kinds(blob) == [RAW, RAW, second, ENGINES[engine]]
 
 
 @engines
@@ -169,14 +171,14 @@ def test_all_kinds_in_one_blob(engine):
 
 def test_chunks_that_look_alike_share_a_table():
     blob = check(weights(1 << 20), "BF16", chunk=1 << 15)
-    tables, entries = contents(blob)
+    entries, tables, _ = contents(blob)
     assert len(entries) == 128 and len(tables) <= 8
     assert {entry.table for entry in entries if entry.kind == HUFFMAN} == set(range(len(tables)))
 
 
 def test_only_tables_in_use_are_stored():
     chunk = 1 << 14
-    tables, entries = contents(check(np.append(runs(chunk), skewed(chunk)), "U8", chunk=chunk))
+    entries, tables, _ = contents(check(np.append(runs(chunk), skewed(chunk)), "U8", chunk=chunk))
     assert [entry.kind for entry in entries] == [ZSTD, HUFFMAN] and len(tables) == 1
 
 
@@ -192,6 +194,98 @@ def test_threads_do_not_change_the_bytes(dtype, engine):
     damaged[40] ^= 1
     with pytest.raises(CorruptFile):
         decompress(damaged, threads=2)
+
+
+def leaning(count, seed=0, exponents=(118, 126), lean=0.7):
+    """bf16 words whose top mantissa bits lean to zero, the more so the larger the exponent."""
+    rng = np.random.default_rng(seed)
+    exponent = rng.integers(*exponents, count)
+    top = rng.geometric(lean * (exponent - exponents[0] + 8) / 16) - 1 & 7
+    rest = rng.integers(0, 32, count)
+    return (rest >> 4 << 15 | exponent << 7 | top << 4 | rest & 15).astype("<u2").view(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+def test_contexts_beat_every_order_0_code(dtype):
+    if dtype == "F64":
+        data = np.random.default_rng(0).normal(0, 0.02, 1 << 18).view(np.uint8)
+    else:
+        data = weights(1 << 19, dtype)
+    layout = planes.layout_of(dtype)
+    parts = planes.split(planes.words(data, layout), layout)
+    order_0 = sum(min(8.0 * part.size, float(entropy_bits(histogram(part)))) for part in parts)
+    blob = check(data, dtype, engine="rans")
+    assert set(kinds(blob)[layout.itemsize - 2 :: layout.itemsize]) == {CONTEXT}
+    assert 8 * blob.size < {"BF16": 0.998, "F32": 0.999, "F64": 0.995}[dtype] * order_0
+
+
+def test_ratio_on_gaussian_weights():
+    data = weights(1 << 20)
+    exponents = planes.split(data.view(np.uint16), planes.layout_of("BF16"))[1]
+    order_0 = 16 / (8 + entropy_bits(histogram(exponents)) / exponents.size)
+    assert data.size / compress(data, "BF16", engine="rans").size >= 1.004 * order_0
+
+
+def test_batches_that_look_alike_share_their_contexts():
+    size = blocks.BATCH * CHUNKS["rans"] // 2
+    directory = contents(check(np.tile(leaning(size), 3), "BF16", engine="rans"))
+    assert [len(directory.sets), len(directory.sets[0].contexts)] == [1, 8]
+    other = leaning(size, exponents=(60, 68), lean=0.4)
+    directory = contents(check(np.append(leaning(size), other), "BF16", engine="rans"))
+    assert [entry.table for entry in directory.entries[::2]] == [0] * 16 + [1] * 16
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_what_gains_nothing_is_no_larger_for_contexts(dtype, monkeypatch):
+    item = LAYOUTS[dtype].itemsize
+    for data in (
+        noise(1 << 18),
+        weights(1 << 17)[: 1 << 18],
+        skewed(1 << 18),
+        weights(2000 * item),
+    ):
+        found = compress(data, dtype, engine="rans").size
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "CONTEXT_GAIN", 2.0)
+            without = compress(data, dtype, engine="rans")
+        assert CONTEXT not in kinds(without) and found <= without.size
+    assert CONTEXT not in kinds(check(noise(1 << 18), dtype, engine="rans"))
+
+
+@pytest.mark.parametrize("dtype", ["U16", "I32", "U64", "U8"])
+def test_only_floats_have_contexts(dtype):
+    assert CONTEXT not in kinds(check(leaning(50_000), dtype, engine="rans"))
+
+
+@PROPERTY
+@given(
+    dtype=st.sampled_from(["BF16", "F16", "F32", "F64"]),
+    chunk=st.sampled_from([MIN_CHUNK, 4104, 20_000, None]),
+    parts=st.lists(
+        st.tuples(st.integers(0, 30_000), st.integers(0, 99), st.floats(0.05, 0.99)), max_size=4
+    ),
+    cut=st.integers(0, 7),
+)
+def test_round_trip_with_contexts(dtype, chunk, parts, cut):
+    pieces = [leaning(count, seed, lean=lean) for count, seed, lean in parts]
+    data = np.concatenate([np.zeros(0, np.uint8), *pieces])
+    blob = check(data[: max(0, data.size - cut)], dtype, engine="rans", chunk=chunk)
+    assert decompress(blob, threads=2).size == max(0, data.size - cut)
+
+
+@pytest.mark.parametrize("size", [*range(4080, 4110), 4096 * 16 + 1, 4096 * 33 - 1])
+def test_sizes_around_the_first_context(size):
+    data = leaning(size // 2 + 1)[:size]
+    found = kinds(check(data, "BF16", engine="rans", chunk=MIN_CHUNK))
+    assert (found[0] == CONTEXT) == (size >= 4096)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
+def test_threads_do_not_change_the_contexts(dtype):
+    data = np.concatenate([leaning(90_000), noise(30_000), leaning(60_000, 1, (60, 68))])
+    one = compress(data, dtype, engine="rans", chunk=8192)
+    assert one.tobytes() == compress(data, dtype, engine="rans", chunk=8192, threads=2).tobytes()
+    assert decompress(one, threads=2).tobytes() == data.tobytes()
 
 
 def test_any_bytes_like_input():
@@ -238,7 +332,7 @@ def test_impossible_settings():
         compress(b"", engine="lz4")
     with pytest.raises(UsageError, match="no byte-plane layout for dtype 'Q4'"):
         compress(b"", "Q4")
-    for chunk in (-8, 0, 4, 12, blocks.MAX_CHUNK + 8):
+    for chunk in (-8, 0, 8, MIN_CHUNK - 8, MIN_CHUNK + 4, MAX_CHUNK + 8):
         with pytest.raises(UsageError, match="chunk must be a multiple of 8"):
             compress(b"", chunk=chunk)
 
@@ -260,8 +354,9 @@ def test_what_is_expected():
 def small(name, engine):
     """A blob of a few hundred bytes, and what it holds."""
     if name == "mixed":
-        data = np.concatenate([noise(24), np.zeros(24, np.uint8), weights(55, seed=2), noise(3)])
-        return data, compress(data, "BF16", engine=engine, chunk=24, worthwhile=1.0)
+        parts = [np.zeros(MIN_CHUNK, np.uint8), runs(MIN_CHUNK), weights(55, seed=2), noise(3)]
+        data = np.concatenate(parts)
+        return data, compress(data, "BF16", engine=engine, chunk=MIN_CHUNK, worthwhile=1.0)
     if name == "skewed":
         data = skewed(600)
         return data, compress(data, engine=engine)
@@ -350,9 +445,9 @@ def forge(size, chunk, entries, payload, tables=b"\x00", tail=b"", code=1, resto
 
 def test_the_forger_is_right():
     text = b"laconic is short"
-    assert decompress(forge(16, 16, [(RAW, 0, 16)], text, restored=text)).tobytes() == text
+    assert decompress(forge(16, MIN_CHUNK, [(RAW, 0, 16)], text, restored=text)).tobytes() == text
     packed = zstandard.compress(text)
-    blob = forge(16, 16, [(ZSTD, 0, len(packed))], packed, restored=text)
+    blob = forge(16, MIN_CHUNK, [(ZSTD, 0, len(packed))], packed, restored=text)
     assert decompress(blob).tobytes() == text
 
 
@@ -362,7 +457,8 @@ ONE_TABLE = b"\x01\x01\x05"  # one table of one symbol, 5
 @pytest.mark.parametrize(
     ("entries", "payload", "tables"),
     [
-        ([(5, 0, 16)], bytes(16), b"\0"),  # no such kind
+        ([(6, 0, 16)], bytes(16), b"\0"),  # no such kind
+        ([(CONTEXT, 0, 16)], bytes(16), b"\0"),  # only floats have one
         ([(255, 0, 16)], bytes(16), b"\0"),
         ([(RAW, 0, 15)], bytes(15), b"\0"),
         ([(RAW, 0, 17)], bytes(17), b"\0"),
@@ -386,7 +482,7 @@ ONE_TABLE = b"\x01\x01\x05"  # one table of one symbol, 5
 def test_directories_that_lie(entries, payload, tables):
     for restored in (bytes(16), b"\5" * 16):
         with pytest.raises(CorruptFile):
-            decompress(forge(16, 16, entries, payload, tables, restored=restored))
+            decompress(forge(16, MIN_CHUNK, entries, payload, tables, restored=restored))
 
 
 def test_more_tables_than_a_decoder_should_make():
@@ -395,24 +491,98 @@ def test_more_tables_than_a_decoder_should_make():
     for tables in (count, count - 1):
         head = bytearray()
         varint.put(head, tables)
+        size = MIN_CHUNK * count
         blob = forge(
-            8 * count, 8, entries, b"\0\0\1\0" * count, bytes(head) + b"\1\5" * tables,
-            restored=b"\5" * 8 * count,
+            size, MIN_CHUNK, entries, b"\0\0\1\0" * count, bytes(head) + b"\1\5" * tables,
+            restored=b"\5" * size,
         )  # fmt: skip
         with pytest.raises(CorruptFile, match=r"4097 where at most 4096|a table that is not there"):
             decompress(blob)
 
 
+@pytest.fixture(scope="module")
+def with_contexts():
+    data = leaning(2100)
+    blob = compress(data, "BF16", engine="rans")
+    assert kinds(blob) == [CONTEXT, RANS]
+    return data, blob
+
+
+def test_damage_to_contexts(with_contexts):
+    data, blob = with_contexts
+    start = blob.size - 12 - int.from_bytes(blob[-4:].tobytes(), "little")
+    rng = np.random.default_rng(0)
+    payload = rng.integers(0, start, 100)
+    for position in [*payload.tolist(), *range(start, blob.size)]:
+        for mask in (0x01, 0x04, 0x80, 0xFF):
+            damaged = blob.copy()
+            damaged[position] ^= mask
+            original_or_corrupt(damaged, data)
+    for size in [*payload.tolist(), *range(start, blob.size)]:
+        with pytest.raises(CorruptFile):
+            decompress(blob[:size])
+
+
+def context_blob(entries, payload, sets, code=0x82, size=32, tables=b"\0"):
+    return forge(size, MIN_CHUNK, entries, payload, tables, tail=sets, code=code)
+
+
+ONE_SET = b"\1\5" + bytes([16] * 6) + b"\17"
+TOP = (CONSTANT, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("entries", "sets", "code"),
+    [
+        ([(CONTEXT, 0, 32), TOP], ONE_SET, 0x02),  # no layout of floats
+        ([TOP, (CONTEXT, 0, 32)], ONE_SET, 0x82),  # the top plane has none above
+        ([(CONTEXT, 0, 16), TOP, TOP, TOP], ONE_SET, 0x84),  # nor has the lowest of four
+        ([(CONTEXT, 0, 9), TOP], ONE_SET, 0x82),  # five bits a symbol at least
+        ([(CONTEXT, 0, 32), TOP], b"", 0x82),  # no set
+        ([(CONTEXT, 1, 32), TOP], ONE_SET, 0x82),
+        ([(CONTEXT, 2**62, 32), TOP], ONE_SET, 0x82),
+        ([(CONTEXT, 0, 32), TOP], b"\0", 0x82),  # an empty set
+        ([(CONTEXT, 0, 32), TOP], ONE_SET + b"\0", 0x82),
+        ([(CONTEXT, 0, 32), TOP], ONE_SET, 0x82),  # the stream itself is no stream
+        ([(RAW, 0, 16), TOP], ONE_SET, 0x82),  # a set that no piece uses
+    ],
+)
+def test_context_pieces_that_lie(entries, sets, code):
+    payload = bytes(sum(length for _, _, length in entries))
+    with pytest.raises(CorruptFile, match=r"compressed block|rANS stream"):
+        decompress(context_blob(entries, payload, sets, code))
+
+
+def test_more_context_tables_than_a_decoder_should_make():
+    one = b"\xff\1" + (b"\0" + bytes([17] * 7)) * 255
+    count = 2 * MOST // 256 + 1
+    entries = [entry for number in range(count) for entry in ((CONTEXT, number, 1280), TOP)]
+    blob = context_blob(entries, bytes(1281 * count), one * count, size=MIN_CHUNK * count)
+    tracemalloc.start()
+    with pytest.raises(CorruptFile, match="more context tables than a decoder should make"):
+        decompress(blob)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_a_full_book_of_contexts_is_read_again(monkeypatch):
+    monkeypatch.setattr(contexts, "MOST", 20)
+    parts = [leaning(32_768, k, (20 * k, 20 * k + 8)) for k in range(1, 6)]
+    blob = check(np.concatenate(parts), "BF16", engine="rans", chunk=MIN_CHUNK)
+    assert len(contents(blob).sets) == 2
+
+
 def test_a_wrong_checksum_and_a_wrong_tail():
     text = b"laconic is short"
     with pytest.raises(CorruptFile, match="checksum"):
-        decompress(forge(16, 16, [(RAW, 0, 16)], text))
+        decompress(forge(16, MIN_CHUNK, [(RAW, 0, 16)], text))
     for tail in (b"", b"ab"):  # one byte is what is left of 17 where elements have two
         with pytest.raises(CorruptFile):
-            decompress(forge(17, 16, [(CONSTANT, 0, 1)] * 2, b"xx", tail=tail, code=2))
+            decompress(forge(17, MIN_CHUNK, [(CONSTANT, 0, 1)] * 2, b"xx", tail=tail, code=2))
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 4, 12, blocks.MAX_CHUNK + 8, 2**40])
+@pytest.mark.parametrize("chunk", [0, 8, MIN_CHUNK - 8, MIN_CHUNK + 4, MAX_CHUNK + 8, 2**40])
 def test_impossible_chunks(chunk):
     with pytest.raises(CorruptFile):
         decompress(forge(16, chunk, [(RAW, 0, 16)], bytes(16), restored=bytes(16)))
@@ -421,7 +591,7 @@ def test_impossible_chunks(chunk):
 @pytest.mark.parametrize("size", [2**40, 2**47, 2**48, 2**48 + 1, 2**62])
 @pytest.mark.parametrize("code", [1, 2, 0x82, 8, 0x88])
 def test_a_short_blob_cannot_claim_much_memory(size, code):
-    blob = forge(size, blocks.MAX_CHUNK, [(CONSTANT, 0, 1)] * 3, b"xyz", code=code)
+    blob = forge(size, MAX_CHUNK, [(CONSTANT, 0, 1)] * 3, b"xyz", code=code)
     tracemalloc.start()
     with pytest.raises(CorruptFile):
         decompress(blob)
@@ -432,8 +602,8 @@ def test_a_short_blob_cannot_claim_much_memory(size, code):
 
 def test_memory_that_is_not_there(monkeypatch):
     pieces = 400  # constant pieces of 4 MiB each are possible, so the claim itself is not absurd
-    size = pieces * blocks.MAX_CHUNK
-    blob = forge(size, blocks.MAX_CHUNK, [(CONSTANT, 0, 1)] * pieces, bytes(pieces))
+    size = pieces * MAX_CHUNK
+    blob = forge(size, MAX_CHUNK, [(CONSTANT, 0, 1)] * pieces, bytes(pieces))
     real = np.empty
 
     def empty(shape, *args, **kwargs):
@@ -474,7 +644,7 @@ def zstd_without_size(data):
 )
 def test_zstd_pieces_of_another_size(packed):
     """The decoder would take the memory that a frame claims, so the claim is looked at first."""
-    blob = forge(16, 16, [(ZSTD, 0, len(packed))], packed, restored=bytes(16))
+    blob = forge(16, MIN_CHUNK, [(ZSTD, 0, len(packed))], packed, restored=bytes(16))
     tracemalloc.start()
     with pytest.raises(CorruptFile):
         decompress(blob)

@@ -33,6 +33,16 @@ def test_size_is_ideal_with_an_index():
     assert rans.encode(shifted, index, tables).size <= 1.002 * ideal + 40
 
 
+@pytest.mark.parametrize("count", [1, SHORT - 1, SHORT, SHORT + 7, 50_000])
+def test_an_index_of_one_table_changes_nothing(count):
+    symbols = bell(count)
+    tables = Tables.from_counts(np.stack([np.ones(256, int), histogram(symbols)]))
+    stream = rans.encode(symbols, 1, tables)
+    index = np.ones(count, np.uint16)
+    assert (rans.encode(symbols, index, tables) == stream).all()
+    assert (rans.decode(stream, count, index, tables) == symbols).all()
+
+
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (1, 4), (SHORT - 1, 4), (SHORT, 4 * LANES)])
 def test_certain_symbols_take_only_the_states(count, size):
     symbols = np.full(count, 9, np.uint8)

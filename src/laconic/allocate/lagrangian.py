@@ -33,7 +33,9 @@ def lagrangian(cost: np.ndarray, error: np.ndarray, budget: float) -> np.ndarray
     items = np.arange(len(cost))
     least = cost.min(axis=1).sum()
     if least > budget:
-        raise BudgetError(f"the budget of {budget:.0f} is below the smallest reachable, {least:.0f}")
+        raise BudgetError(
+            f"the budget of {budget:.0f} is below the smallest reachable, {least:.0f}"
+        )
     finite = np.where(np.isfinite(cost), error, np.inf)
 
     def pick(multiplier: float) -> np.ndarray:
@@ -69,6 +71,7 @@ def _spend(cost: np.ndarray, error: np.ndarray, chosen: np.ndarray, budget: floa
         fits = (extra <= left) & (gain > 0)
         if not fits.any():
             return chosen
-        rate = np.where(fits, gain / np.maximum(extra, 1e-12), -np.inf)
+        rate = np.full(cost.shape, -np.inf)
+        rate[fits] = gain[fits] / np.maximum(extra[fits], 1e-12)
         item, option = np.unravel_index(int(rate.argmax()), rate.shape)
         chosen[item] = option

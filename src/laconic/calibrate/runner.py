@@ -85,9 +85,7 @@ def run_layers(
     return reports
 
 
-def choose_extra(
-    source: ModelSource, also: Sequence[str]
-) -> tuple[list[Layer], dict[str, Layer]]:
+def choose_extra(source: ModelSource, also: Sequence[str]) -> tuple[list[Layer], dict[str, Layer]]:
     """Layers outside the blocks: (those that `also` names, the others by parameter)."""
     paths = [layer.module for layer in source.extra_layers]
     for name in also:
@@ -138,7 +136,9 @@ def _run(
             touched.add(layer.parameter)
         stored = sink.put_module(module, {slot: _record(parts) for slot, parts in values.items()})
         for layer in members:
-            reports.append(_report(layer, values[layer.slot], stored[layer.slot], errors[layer.name]))
+            reports.append(
+                _report(layer, values[layer.slot], stored[layer.slot], errors[layer.name])
+            )
     for name in names:
         if name not in touched:
             sink.put_tensor(name, tensors[name])

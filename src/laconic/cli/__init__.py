@@ -54,6 +54,8 @@ def main() -> None:
         _fail(error, 2)
     except LaconicError as error:
         _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left half-written", 1)
     except (OSError, MemoryError) as error:
         _fail(error if str(error) else "out of memory", 1)
 

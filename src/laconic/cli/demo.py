@@ -1,22 +1,22 @@
 """`laconic demo`: the whole path on the bundled model, in about a minute."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from laconic.cli._common import Bar, Json, console, print_json, quiet_libraries
 from laconic.errors import OutputExists
 
-RECIPES = (  # (bits, group, range)
-    (8, "row", "minmax"),
-    (6, "row", "mse"),
-    (4, 64, "minmax"),
-    (4, 64, "mse"),
-    (3, 64, "mse"),
-    (3, 32, "mse"),
-    (2, 32, "mse"),
-)
+RUNS: dict[str, dict[str, Any]] = {
+    "int8-row": {"bits": 8, "group": "row", "range": "minmax"},
+    "int6-row": {"bits": 6, "group": "row"},
+    "int4-g64-minmax": {"bits": 4, "range": "minmax"},
+    "int4-g64": {"bits": 4},
+    "int3-g64": {"bits": 3},
+    "int2-g32": {"bits": 2, "group": 32},
+}
+BUDGET = "3.3bit"
 
 
 def demo(
@@ -48,10 +48,10 @@ def demo(
             "A Llama of 2.2 M parameters, trained on speeches and Shakespeare, is compressed seven "
             "ways\nand measured on the first 100 windows of text that it never saw.\n"
         )
-    for bits, group, range_ in Bar().track(RECIPES, "compressing and measuring", len(RECIPES)):
-        method = RTN(bits=bits, group=group, range=range_)  # type: ignore[arg-type]
-        name = f"int{bits}-{group}-{range_}"
-        compress(REFERENCE, method, out=out / name, overwrite=overwrite)
+    runs: dict[str, tuple[RTN, str | None]] = {n: (RTN(**s), None) for n, s in RUNS.items()}
+    runs[f"budget-{BUDGET}"] = (RTN(), BUDGET)
+    for name, (method, budget) in Bar().track(runs.items(), "compressing", len(runs)):
+        compress(REFERENCE, method, out=out / name, budget=budget, overwrite=overwrite)
         report = evaluate(out / name, TEST_TEXT, against=REFERENCE, slice="quick")
         save_json(out / "runs" / f"{name}.json", report.to_json())
     points = collect([out / "runs"])
@@ -61,5 +61,5 @@ def demo(
         return
     print_table(points, console)
     console.print(f"\n  open {files[0]} in a browser; the picture is {files[1]}")
-    console.print(f"  laconic inspect {out / 'int4-64-mse'}")
+    console.print(f"  laconic inspect {out / 'int4-g64'}")
     console.print("  laconic compress YOUR-MODEL --budget 4bit --out smaller")

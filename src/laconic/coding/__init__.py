@@ -5,8 +5,8 @@ The pieces, low to high:
 - `bitpack`: fixed-width codes of 1 to 16 bits.
 - `tables`: histograms and 12-bit frequency tables, the one table format of both engines.
 - `rans` and `huffman`: the engines, `encode(symbols, table_index, tables)`; smallest and fastest.
-- `planes` and `blocks`: a buffer of any dtype as byte planes, in chunks, each with the engine it
-  deserves.
+- `planes`, `contexts` and `blocks`: a buffer of any dtype as byte planes, in chunks, each with the
+  engine it deserves; what a float's mantissa owes to its exponent.
 - `framing`: magic, version, sections, checksums; a short header for small things, a footer index
   for large files.
 """

@@ -54,7 +54,7 @@ def unpack(packed: Bytes, bits: int, count: int) -> np.ndarray:
             f"{count} codes of {bits} bits take {packed_size(count, bits)} bytes, found {packed.size}"
         )
     out = np.empty(count, np.uint8 if bits <= 8 else np.uint16)
-    _unpack(packed, bits, out)
+    unpack_run(packed, 0, bits, out)
     return out
 
 
@@ -96,6 +96,21 @@ def read_code(packed, index, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _unpack(packed, bits, out):  # type: ignore[no-untyped-def]
-    for i in range(out.size):
-        out[i] = read_code(packed, i, bits)
+def unpack_run(packed, first, bits, out):  # type: ignore[no-untyped-def]
+    """Codes first .. first + out.size; eight at a time where they start on a byte."""
+    i = 0
+    while i < out.size and (first + i) & 7:
+        out[i] = read_code(packed, first + i, bits)
+        i += 1
+    if bits <= 8:
+        byte = ((first + i) * bits) >> 3
+        mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+        while i + 8 <= out.size and byte + 8 <= packed.size:
+            window = load_u64(packed, byte)
+            for j in range(8):
+                out[i + j] = (window >> np.uint64(j * bits)) & mask
+            i += 8
+            byte += bits
+    while i < out.size:
+        out[i] = read_code(packed, first + i, bits)
+        i += 1

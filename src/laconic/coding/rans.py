@@ -5,15 +5,18 @@ lane i mod L: eight lanes for long inputs (independent work for the processor), 
 Stream: the final state of each lane (u32 each), then words (u16) in decoding order, little endian.
 """
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 from laconic.coding.tables import PRECISION, TOTAL, Tables
 from laconic.errors import CorruptFile, UsageError
 
 LOW = 1 << 16
 LANES = 8
-SHORT = 2048  # symbols below which one lane is used: its state costs 4 bytes, eight cost 32
+SHORT = 2048  # symbols below index one lane is used: its state costs 4 bytes, eight cost 32
 NO_INDEX = np.zeros(0, np.uint16)
 
 Index = np.ndarray | int
@@ -48,7 +51,11 @@ def encode(
     states = np.full(_lanes(symbols.size), LOW, np.uint32)
     out = work_space(out, room(symbols.size))
     words = out[: out.size & ~1].view(np.uint16)
-    start = _encode(symbols, first, index, tables.frequencies, tables.cumulative, states, words)
+    steps, inverse = _steps(tables)
+    if index.size:
+        start = _encode(symbols, index, steps.reshape(-1), inverse.reshape(-1), states, words)
+    else:
+        start = _encode(symbols, None, steps[first], inverse[first], states, words)
     if start < 0:
         raise UsageError("a symbol occurs that its frequency table excludes")
     head = 2 * start - states.nbytes
@@ -79,7 +86,12 @@ def decode(
     states = stream[: 4 * lanes].view("<u4").astype(np.uint32)
     words = stream[4 * lanes :].view("<u2").astype(np.uint16, copy=False)
     out = work_space(out, count)[:count]
-    if not _decode(out, first, index, _slots(tables), states, words):
+    slots = _slots(tables)
+    if index.size:
+        whole = _decode(out, index, slots.reshape(-1), states, words)
+    else:
+        whole = _decode(out, None, slots[first], states, words)
+    if not whole:
         raise CorruptFile("rANS stream is damaged: its states or words do not end where they must")
     return out
 
@@ -121,14 +133,37 @@ def work_space(out: np.ndarray | None, size: int) -> np.ndarray:
 
 def _slots(tables: Tables) -> np.ndarray:
     """(K, 4096) uint32 decode table: symbol | (frequency - 1) << 8 | offset in its range << 20."""
-    if "rans" not in tables.derived:
+    if "rans slots" not in tables.derived:
         slots = np.empty((len(tables), TOTAL), np.uint32)
         for row, frequencies, cumulative in zip(slots, tables.frequencies, tables.cumulative):
             symbol = np.repeat(np.arange(256, dtype=np.uint32), frequencies)
             offset = np.arange(TOTAL, dtype=np.uint32) - cumulative[symbol]
             row[:] = symbol | (frequencies[symbol].astype(np.uint32) - 1) << 8 | offset << 20
-        tables.derived["rans"] = slots
-    return tables.derived["rans"]
+        tables.derived["rans slots"] = slots
+    return tables.derived["rans slots"]
+
+
+def _steps(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """Encode tables (K, 256): uint32 frequency | cumulative << 16, and float64 reciprocals."""
+    if "rans steps" not in tables.derived:
+        frequencies = tables.frequencies.astype(np.float64)
+        # rounded up, so that floor(x * inverse) == x // f for all x < 2^32, f <= 2^12
+        inverse = 1.0 / np.maximum(frequencies, 1.0) * (1.0 + 2.0**-50)
+        tables.derived["rans inverse"] = inverse
+        steps = tables.frequencies | tables.cumulative[:, :-1].astype(np.uint32) << 16
+        tables.derived["rans steps"] = steps
+    return tables.derived["rans steps"], tables.derived["rans inverse"]
+
+
+def _table(index: Any, i: Any) -> Any:
+    """The table of symbol i: what `index` names, or the only one where it is None."""
+
+
+@overload(_table, inline="always")
+def _typed_table(index, i):  # type: ignore[no-untyped-def]
+    if isinstance(index, types.Array):
+        return lambda index, i: np.int64(index[i])
+    return lambda index, i: 0
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -139,71 +174,68 @@ def _four(states, lane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _push(x, frequency, cumulative, inverse, words, position):  # type: ignore[no-untyped-def]
-    """Puts one symbol on state `x`: (new state, new position); no branches to mispredict."""
+def _four_tables(index, i):  # type: ignore[no-untyped-def]
+    """The tables of symbols i to i + 3."""
+    return _table(index, i), _table(index, i + 1), _table(index, i + 2), _table(index, i + 3)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _push(x, row, symbol, steps, inverse, words, position):  # type: ignore[no-untyped-def]
+    """Puts one symbol on state `x`: (state, position, whether it has no frequency); no branches."""
+    entry = (row << 8) + symbol
+    step = np.int64(steps[entry])
+    frequency = step & 0xFFFF
     words[position - 1] = x & 0xFFFF
     full = np.int64(x >= frequency << (32 - PRECISION))
     position -= full
     x >>= 16 * full
-    quotient = np.int64(np.float64(x) * inverse)
-    return (quotient << PRECISION) + (x - quotient * frequency) + cumulative, position
+    quotient = np.int64(np.float64(x) * inverse[entry])
+    x = (quotient << PRECISION) + (x - quotient * frequency) + (step >> 16)
+    return x, position, frequency == 0
 
 
 @njit(cache=True, nogil=True)
-def _encode(symbols, first, index, frequencies, cumulative, states, words):  # type: ignore[no-untyped-def]
+def _encode(symbols, index, steps, inverse, states, words):  # type: ignore[no-untyped-def]
     """Fills `words` from the end, `states` with the final states; returns the first word, or -1."""
-    tables = frequencies.shape[0]
-    inverse = np.empty((tables, 256), np.float64)
-    frequency = np.empty((tables, 256), np.int64)
-    start = np.empty((tables, 256), np.int64)
-    for k in range(tables):
-        for s in range(256):
-            f = np.int64(frequencies[k, s])
-            frequency[k, s] = f
-            start[k, s] = cumulative[k, s]
-            # rounded up, so that floor(x * inverse) == x // f for all x < 2^32, f <= 2^12
-            inverse[k, s] = (1.0 / f) * (1.0 + 2.0**-50) if f else 0.0
-    indexed = index.size > 0
     lanes = states.size
     position = words.size
     i = symbols.size
-    fast = 0 if indexed or lanes < 8 else symbols.size & ~7
+    fast = 0 if lanes < 8 else symbols.size & ~7
     missing = False
     while i > fast:
         i -= 1
-        k = index[i] if indexed else first
-        s = symbols[i]
-        missing |= frequency[k, s] == 0
-        x = np.int64(states[i % lanes])
-        x, position = _push(x, frequency[k, s], start[k, s], inverse[k, s], words, position)
+        x, k = np.int64(states[i % lanes]), _table(index, i)
+        x, position, none1 = _push(x, k, symbols[i], steps, inverse, words, position)
+        missing |= none1
         states[i % lanes] = x
     if fast:
         a, b, c, d = _four(states, 0)
         e, f, g, h = _four(states, 4)
-        F, C, R = frequency[first], start[first], inverse[first]
         while i > 0:
             i -= 8
             s, t, u, v = symbols[i + 7], symbols[i + 6], symbols[i + 5], symbols[i + 4]
-            h, position = _push(h, F[s], C[s], R[s], words, position)
-            g, position = _push(g, F[t], C[t], R[t], words, position)
-            f, position = _push(f, F[u], C[u], R[u], words, position)
-            e, position = _push(e, F[v], C[v], R[v], words, position)
-            missing |= (F[s] == 0) | (F[t] == 0) | (F[u] == 0) | (F[v] == 0)
+            q, n, m, k = _four_tables(index, i + 4)
+            h, position, none1 = _push(h, k, s, steps, inverse, words, position)
+            g, position, none2 = _push(g, m, t, steps, inverse, words, position)
+            f, position, none3 = _push(f, n, u, steps, inverse, words, position)
+            e, position, none4 = _push(e, q, v, steps, inverse, words, position)
+            missing |= none1 | none2 | none3 | none4
             s, t, u, v = symbols[i + 3], symbols[i + 2], symbols[i + 1], symbols[i]
-            d, position = _push(d, F[s], C[s], R[s], words, position)
-            c, position = _push(c, F[t], C[t], R[t], words, position)
-            b, position = _push(b, F[u], C[u], R[u], words, position)
-            a, position = _push(a, F[v], C[v], R[v], words, position)
-            missing |= (F[s] == 0) | (F[t] == 0) | (F[u] == 0) | (F[v] == 0)
+            q, n, m, k = _four_tables(index, i)
+            d, position, none1 = _push(d, k, s, steps, inverse, words, position)
+            c, position, none2 = _push(c, m, t, steps, inverse, words, position)
+            b, position, none3 = _push(b, n, u, steps, inverse, words, position)
+            a, position, none4 = _push(a, q, v, steps, inverse, words, position)
+            missing |= none1 | none2 | none3 | none4
         states[0], states[1], states[2], states[3] = a, b, c, d
         states[4], states[5], states[6], states[7] = e, f, g, h
     return -1 if missing else position
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _pop(x, slots, words, position):  # type: ignore[no-untyped-def]
+def _pop(x, row, slots, words, position):  # type: ignore[no-untyped-def]
     """Takes one symbol off state `x`: (symbol, new state, new position); no branches, no check."""
-    entry = np.int64(slots[x & (TOTAL - 1)])
+    entry = np.int64(slots[(row << PRECISION) + (x & (TOTAL - 1))])
     x = (((entry >> 8) & 0xFFF) + 1) * (x >> PRECISION) + (entry >> 20)
     empty = np.int64(x < LOW)
     x = x << (16 * empty) | np.int64(words[position]) * empty
@@ -211,37 +243,36 @@ def _pop(x, slots, words, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode(out, first, index, slots, states, words):  # type: ignore[no-untyped-def]
+def _decode(out, index, slots, states, words):  # type: ignore[no-untyped-def]
     """Fills `out`; true when all states and words end where an encoder starts."""
-    indexed = index.size > 0
     lanes = states.size
     count = out.size
     position = 0
     i = 0
-    if lanes == 8 and not indexed:  # the fast path: eight states in registers
-        table = slots[first]
+    if lanes == 8:  # the fast path: eight states in registers
         a, b, c, d = _four(states, 0)
         e, f, g, h = _four(states, 4)
         while i + 8 <= count and position + 9 <= words.size:
-            out[i], a, position = _pop(a, table, words, position)
-            out[i + 1], b, position = _pop(b, table, words, position)
-            out[i + 2], c, position = _pop(c, table, words, position)
-            out[i + 3], d, position = _pop(d, table, words, position)
-            out[i + 4], e, position = _pop(e, table, words, position)
-            out[i + 5], f, position = _pop(f, table, words, position)
-            out[i + 6], g, position = _pop(g, table, words, position)
-            out[i + 7], h, position = _pop(h, table, words, position)
+            k, m, n, q = _four_tables(index, i)
+            out[i], a, position = _pop(a, k, slots, words, position)
+            out[i + 1], b, position = _pop(b, m, slots, words, position)
+            out[i + 2], c, position = _pop(c, n, slots, words, position)
+            out[i + 3], d, position = _pop(d, q, slots, words, position)
+            k, m, n, q = _four_tables(index, i + 4)
+            out[i + 4], e, position = _pop(e, k, slots, words, position)
+            out[i + 5], f, position = _pop(f, m, slots, words, position)
+            out[i + 6], g, position = _pop(g, n, slots, words, position)
+            out[i + 7], h, position = _pop(h, q, slots, words, position)
             i += 8
         states[0], states[1], states[2], states[3] = a, b, c, d
         states[4], states[5], states[6], states[7] = e, f, g, h
     padding = np.zeros(1, np.uint16)
     while i < count:
-        x = np.int64(states[i % lanes])
-        k = index[i] if indexed else first
+        x, k = np.int64(states[i % lanes]), _table(index, i)
         if position < words.size:
-            out[i], x, position = _pop(x, slots[k], words, position)
+            out[i], x, position = _pop(x, k, slots, words, position)
         else:
-            out[i], x, overrun = _pop(x, slots[k], padding, 0)
+            out[i], x, overrun = _pop(x, k, slots, padding, 0)
             if overrun:
                 return False
         states[i % lanes] = x

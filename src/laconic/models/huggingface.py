@@ -1,5 +1,8 @@
-"""Hugging Face directories as model sources. With `laconic.hf`, the only place that knows the inside
-of transformers: skeletons on the meta device, and checkpoint names against names in memory."""
+"""Hugging Face directories as model sources.
+
+With `laconic.hf`, the only place that knows the inside of transformers: skeletons on the meta
+device, and the names of a checkpoint against those of the model in memory.
+"""
 
 import json
 from collections.abc import Iterable
@@ -37,9 +40,12 @@ class HuggingFaceSource(ModelSource):
         self.config = load_config(folder)
         if getattr(self.config, "quantization_config", None) is not None:
             method = dict(self.config.quantization_config).get("quant_method")
-            raise UnsupportedModel(f"{folder} is compressed already (by {method}); start from the dense model")
+            raise UnsupportedModel(
+                f"{folder} is compressed already (by {method}); start from the dense model"
+            )
         self.skeleton = build_skeleton(self.config)
         self._groups = _Checkpoint(self.skeleton, read_headers(find_shards(folder)))
+        self._settle_ties()
         self._check_complete()
 
     def sizes(self) -> dict[str, int]:
@@ -53,6 +59,22 @@ class HuggingFaceSource(ModelSource):
         config = json.loads((self.folder / "config.json").read_text())
         config["quantization_config"] = quantization
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    def _settle_ties(self) -> None:
+        """A file may hold both of two tied tensors, or only the one that is not the table's.
+
+        As transformers does: equal ones are one, different ones are not tied.
+        """
+        ties = getattr(self.skeleton, "all_tied_weights_keys", {})
+        for tied, owner in list(ties.items()):
+            if tied not in self.sizes():
+                continue
+            if owner not in self.sizes():
+                self._groups.rename(tied, owner)
+            elif torch.equal(self.read([tied])[tied], self.read([owner])[owner]):
+                self._groups.drop(tied)
+            else:
+                ties.pop(tied)
 
     def _check_complete(self) -> None:
         tied = getattr(self.skeleton, "all_tied_weights_keys", {})
@@ -85,7 +107,9 @@ def model_class(config: Any) -> Any:
     for name in names:
         if hasattr(transformers, name):
             return getattr(transformers, name)
-    raise UnsupportedModel(f"config.json names the architectures {names}: transformers has none of them")
+    raise UnsupportedModel(
+        f"config.json names the architectures {names}: transformers has none of them"
+    )
 
 
 def build_skeleton(config: Any) -> nn.Module:
@@ -115,7 +139,9 @@ class _Checkpoint:
         self._converters = {p: c for c in converters for p in c.source_patterns}
         known = model.state_dict()
         prefix = getattr(model, "base_model_prefix", None)
-        self._groups: dict[str, list[tuple[str | None, str]]] = {}  # target: (pattern, name on disk)
+        self._groups: dict[
+            str, list[tuple[str | None, str]]
+        ] = {}  # target: (pattern, name on disk)
         for key in sorted(entries, key=dot_natural_key):
             target, pattern = rename_source_key(key, renamings, converters, prefix, known)
             if target not in known and key in known:
@@ -130,7 +156,9 @@ class _Checkpoint:
                 shape = known[name].shape if name in known else None
                 itemsize = BY_NAME[entries[members[0][1]].dtype].itemsize
                 self._owner[name] = target
-                self.sizes[name] = size if len(names) == 1 or shape is None else shape.numel() * itemsize
+                self.sizes[name] = (
+                    size if len(names) == 1 or shape is None else shape.numel() * itemsize
+                )
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         wanted = set(names)
@@ -140,6 +168,15 @@ class _Checkpoint:
                 if name in wanted:
                     tensors[name] = tensor
         return tensors
+
+    def drop(self, name: str) -> None:
+        """Forgets the tensor `name`."""
+        del self.sizes[name], self._owner[name]
+
+    def rename(self, name: str, other: str) -> None:
+        """Gives the tensor `name`, which no conversion makes, another name."""
+        self.sizes[other], self._owner[other] = self.sizes.pop(name), other
+        self._groups[other] = self._groups.pop(self._owner.pop(name))
 
     def _targets(self, target: str, pattern: str | None) -> list[str]:
         """All names in memory that the group of `target` becomes."""
@@ -155,7 +192,9 @@ class _Checkpoint:
         converter = deepcopy(self._converters[members[0][0]])
         for pattern, key in members:
             converter.add_tensor(target, key, pattern, read_tensor(self._entries[key]))
-        converted = converter.convert(target, model=self._model, config=getattr(self._model, "config", None))
+        converted = converter.convert(
+            target, model=self._model, config=getattr(self._model, "config", None)
+        )
         return {name: t[0] if isinstance(t, list) else t for name, t in converted.items()}
 
 

@@ -89,7 +89,9 @@ def find_blocks(model: nn.Module) -> list[str]:
         if isinstance(module, nn.ModuleList) and not inside and _holds_layers(module):
             lists.append(name)
     blocks = [
-        f"{name}.{child}" for name in lists for child, _ in model.get_submodule(name).named_children()
+        f"{name}.{child}"
+        for name in lists
+        for child, _ in model.get_submodule(name).named_children()
     ]
     blocks = blocks or [name for name, child in model.named_children() if _holds_layers(child)]
     if not blocks:

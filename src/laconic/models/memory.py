@@ -9,14 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from laconic.errors import UnsupportedModel, UsageError
+from laconic.errors import LaconicError, UnsupportedModel, UsageError
 from laconic.models.source import ModelSource
+from laconic.tensors.modules import CompressedModule
 
 MODULE_CONFIG = "laconic_module.json"  # what stands in for config.json where there is none
 
 
 class MemorySource(ModelSource):
     """A model in memory. It is not changed; results are put into it only by a `MemorySink`.
+
+    Raises:
+        UnsupportedModel: it is compressed already.
 
     Args:
         model: any module.
@@ -26,6 +30,10 @@ class MemorySource(ModelSource):
     """
 
     def __init__(self, model: nn.Module, name: str = "", factory: str | None = None) -> None:
+        if any(isinstance(module, CompressedModule) for module in model.modules()):
+            raise UnsupportedModel(
+                f"{name or type(model).__name__} is compressed already; start from the dense model"
+            )
         self.skeleton = model
         self.name = name or type(model).__name__
         self.factory = factory
@@ -40,9 +48,8 @@ class MemorySource(ModelSource):
 
     def save_config(self, folder: Path, quantization: dict[str, Any]) -> None:
         if hasattr(self.skeleton, "config") and hasattr(self.skeleton.config, "to_json_file"):
-            self.skeleton.config.architectures = [type(self.skeleton).__name__]
-            self.skeleton.config.to_json_file(folder / "config.json")
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads(self.skeleton.config.to_json_string())
+            config["architectures"] = [type(self.skeleton).__name__]
             config["quantization_config"] = quantization
             config["dtype"] = str(next(self.skeleton.parameters()).dtype).removeprefix("torch.")
             (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -59,7 +66,11 @@ class MemorySource(ModelSource):
 def is_factory(name: str) -> bool:
     """Whether `name` looks like `package.module:factory` or `package.module:factory@path`."""
     head = name.partition("@")[0]
-    return ":" in head and "/" not in head and all(p.isidentifier() for p in head.replace(":", ".").split("."))
+    return (
+        ":" in head
+        and "/" not in head
+        and all(p.isidentifier() for p in head.replace(":", ".").split("."))
+    )
 
 
 def from_factory(name: str) -> MemorySource:
@@ -82,7 +93,12 @@ def call_factory(factory: str, path: str | None = None) -> nn.Module:
         raise UnsupportedModel(f"cannot import the factory {factory!r}: {error}") from error
     if path is not None and not inspect.signature(build).parameters:
         raise UsageError(f"{factory} takes no path, found {path!r} after the @")
-    model = build(path) if path is not None else build()
+    try:
+        model = build(path) if path is not None else build()
+    except LaconicError:
+        raise
+    except Exception as error:  # whatever code outside laconic may raise
+        raise UnsupportedModel(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{factory} returned a {type(model).__name__}, not a torch module")
     return model.eval()

@@ -57,13 +57,17 @@ def read_header(path: Path) -> dict[str, Entry]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         entries = {name: _entry(path, info, 8 + length) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"{path}: the safetensors header cannot be read: {error!r}") from error
-    for name, entry in entries.items():
-        if entry.start + entry.size > size:
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if entry.start < end:
+            raise CorruptFile(f"{path}: tensor {name} overlaps the one before it")
+        end = entry.start + entry.size
+        if end > size:
             raise CorruptFile(
-                f"{path}: tensor {name} ends at byte {entry.start + entry.size}, the file has {size}"
-                " (truncated; download or copy it again)"
+                f"{path}: tensor {name} ends at byte {end}, the file has {size} (truncated; "
+                "download or copy it again)"
             )
     return entries
 
@@ -90,10 +94,11 @@ def find_shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            weight_map = json.loads(index.read_text())["weight_map"]
+            names = sorted({Path(name).name for name in weight_map.values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptFile(f"{index}: cannot be read: {error!r}") from error
-        shards = [folder / Path(name).name for name in names]
+        shards = [folder / name for name in names]
     else:
         shards = sorted(folder.glob("*.safetensors"))
     missing = [shard.name for shard in shards if not shard.is_file()]
@@ -118,9 +123,11 @@ def read_headers(shards: Iterable[Path]) -> dict[str, Entry]:
 
 
 def _entry(path: Path, info: dict[str, Any], base: int) -> Entry:
-    start, stop = (int(x) for x in info["data_offsets"])
-    shape = tuple(int(n) for n in info["shape"])
+    start, stop = info["data_offsets"]
+    shape = tuple(info["shape"])
     dtype = str(info["dtype"])
+    if any(type(number) is not int for number in (start, stop, *shape)):
+        raise TypeError("offsets and shapes are whole numbers")
     if dtype not in BY_NAME:
         raise ValueError(f"dtype {dtype!r} is not known")
     expected = int(np.prod(shape, dtype=object)) * BY_NAME[dtype].itemsize

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import LaconicError, OutputExists
-from laconic.tensors.modules import CompressedEmbedding, TiedLinear, replace_module
+from laconic.tensors.modules import CompressedEmbedding, TiedEmbedding, TiedLinear, replace_module
 from laconic.tensors.stored import Record, encode
 
 SHARD_BYTES = 2 << 30
@@ -53,15 +53,31 @@ class Sink(ABC):
 
 
 class MemorySink(Sink):
-    """Puts compressed modules into `model`, in place."""
+    """Puts compressed modules into `model`, in place; after a failure it is as it was."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
 
     def put_module(self, path: str, slots: Mapping[str, Record]) -> dict[str, int]:
         replace_module(self.model, path, slots)
         tie_heads(self.model)
         return {name: record.weight.stored_bytes for name, record in slots.items()}
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            return
+        for path, module in list(self.model.named_modules(remove_duplicate=False)):
+            if module is not self._modules[path]:
+                self.model.set_submodule(path, self._modules[path])
+        if self._tied:
+            self.model.all_tied_weights_keys = self._tied  # type: ignore[assignment]
 
     def put_tensor(self, name: str, tensor: Tensor) -> None:
         """Nothing to do: the model has it."""
@@ -96,6 +112,7 @@ class DirectorySink(Sink):
         self._pending: dict[str, Tensor] = {}
         self._shards: list[list[str]] = []
         self._modules: list[str] = []
+        self._stored: int | None = None
 
     def put_module(self, path: str, slots: Mapping[str, Record]) -> dict[str, int]:
         self._modules.append(path)
@@ -103,7 +120,9 @@ class DirectorySink(Sink):
         for name, record in slots.items():
             blob = encode(record)
             sizes[name] = len(blob)
-            self.put_tensor(f"{path}.{name}", torch.from_numpy(np.frombuffer(blob, np.uint8).copy()))
+            self.put_tensor(
+                f"{path}.{name}", torch.from_numpy(np.frombuffer(blob, np.uint8).copy())
+            )
         return sizes
 
     def keep_module(self, path: str, slots: Mapping[str, Record]) -> None:
@@ -118,6 +137,11 @@ class DirectorySink(Sink):
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.work.mkdir()
+            try:
+                self._save_config(self.work, [])  # what cannot be saved is known before the work
+            except BaseException:
+                shutil.rmtree(self.work, ignore_errors=True)
+                raise
         except OSError as error:
             raise _explained(error, self.out) from error
         return self
@@ -130,7 +154,9 @@ class DirectorySink(Sink):
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self.finish()
+                self._save_config(self.work, self._modules)
+                self._publish()
         except OSError as problem:
             raise _explained(problem, self.out) from problem
         finally:
@@ -145,10 +171,17 @@ class DirectorySink(Sink):
         if not self._pending:
             return
         number = len(self._shards) + 1
+        tensors, storages = {}, set()
+        for name, tensor in self._pending.items():  # safetensors stores no aliases
+            pointer = tensor.untyped_storage().data_ptr()
+            tensors[name] = tensor.clone() if pointer in storages else tensor
+            storages.add(pointer)
         try:
-            save_file(self._pending, self._shard(number), metadata={"format": "pt"})
+            save_file(tensors, self._shard(number), metadata={"format": "pt"})
         except SafetensorError as error:  # it wraps the operating system's error as text
-            raise LaconicError(f"cannot write {self.out}: {error}; nothing was left behind") from error
+            raise LaconicError(
+                f"cannot write {self.out}: {error}; nothing was left behind"
+            ) from error
         self._shards.append(list(self._pending))
         self._pending = {}
 
@@ -159,7 +192,10 @@ class DirectorySink(Sink):
             return self.work / "model.safetensors"
         return self.work / f"model-{number:05d}-of-{total:05d}.safetensors"
 
-    def _finish(self) -> None:
+    def finish(self) -> int:
+        """Completes the weight files and returns their bytes; leaving the block publishes them."""
+        if self._stored is not None:
+            return self._stored
         self._flush()
         total = len(self._shards)
         weight_map = {}
@@ -172,8 +208,8 @@ class DirectorySink(Sink):
             index: dict[str, Any] = {"metadata": {"total_size": size}, "weight_map": weight_map}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self.work / "model.safetensors.index.json").write_text(text)
-        self._save_config(self.work, self._modules)
-        self._publish()
+        self._stored = sum(path.stat().st_size for path in self.work.glob("*.safetensors"))
+        return self._stored
 
     def _publish(self) -> None:
         """Renames the finished directory into place; an old one goes only afterwards."""
@@ -182,7 +218,7 @@ class DirectorySink(Sink):
             self.out.rename(old)
         try:
             self.work.rename(self.out)
-        except OSError:
+        except BaseException:
             if old.exists():
                 old.rename(self.out)
             raise
@@ -193,15 +229,20 @@ class DirectorySink(Sink):
 
 
 def tie_heads(model: nn.Module) -> None:
-    """Heads tied to an embedding that is compressed now multiply by the compressed table."""
-    for head, source in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
-        head_path, source_path = head.removesuffix(".weight"), source.removesuffix(".weight")
-        embedding = model.get_submodule(source_path)
-        module = model.get_submodule(head_path)
-        if isinstance(embedding, CompressedEmbedding) and isinstance(module, nn.Linear):
-            parent, _, name = head_path.rpartition(".")
-            setattr(model.get_submodule(parent), name, TiedLinear(embedding, module.bias))
-            model.all_tied_weights_keys.pop(head)  # type: ignore[union-attr, operator]
+    """Heads and embeddings tied to one that is compressed now compute with the compressed table."""
+    for tied, source in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        path, _, slot = tied.rpartition(".")
+        embedding = model.get_submodule(source.rpartition(".")[0])
+        if slot != "weight" or not isinstance(embedding, CompressedEmbedding):
+            continue
+        module = model.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            model.set_submodule(path, TiedLinear(embedding, module.bias))
+        elif isinstance(module, nn.Embedding):
+            model.set_submodule(path, TiedEmbedding(embedding))
+        else:
+            continue  # transformers will refuse to tie it, which is better than a random weight
+        model.all_tied_weights_keys.pop(tied)  # type: ignore[union-attr, operator]
 
 
 def _explained(error: OSError, out: Path) -> LaconicError:

@@ -39,7 +39,7 @@ class ModelSource(ABC):
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, in order of computation."""
         paths = find_blocks(self.skeleton)
-        return tuple(Block(path, layers_of(self.skeleton, path)) for path in paths)
+        return tuple(Block(path, self._own(layers_of(self.skeleton, path))) for path in paths)
 
     @cached_property
     def extra_layers(self) -> tuple[Layer, ...]:
@@ -48,12 +48,11 @@ class ModelSource(ABC):
         layers: list[Layer] = []
         for name, child in self.skeleton.named_children():
             layers += layers_of(self.skeleton, name, embeddings=True) if child is not None else ()
-        known = self.sizes()
-        return tuple(
-            layer
-            for layer in layers
-            if not f"{layer.module}.".startswith(inside) and layer.parameter in known
-        )
+        return self._own(la for la in layers if not f"{la.module}.".startswith(inside))
+
+    def _own(self, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+        """Those of `layers` whose parameter is not tied to another's."""
+        return tuple(layer for layer in layers if layer.parameter in self.sizes())
 
     @property
     def dense_bytes(self) -> int:

@@ -35,24 +35,33 @@ def golden_section(
         >>> golden_section(lambda t: (t - goal) ** 2, 0.0, 1.0, (2,), steps=20)
         tensor([0.3000, 0.8000])
     """
-    points = torch.linspace(low, high, grid, device=device)
+    points = torch.linspace(low, high, grid, dtype=torch.float32, device=device)
     values = torch.stack([loss(p.expand(shape)) for p in points])  # (grid, *shape)
     best_value, best_index = values.min(dim=0)
     best = points[best_index]
-    left, right = points[(best_index - 1).clamp(min=0)], points[(best_index + 1).clamp(max=grid - 1)]
+    left, right = (
+        points[(best_index - 1).clamp(min=0)],
+        points[(best_index + 1).clamp(max=grid - 1)],
+    )
     a, b = right - RATIO * (right - left), left + RATIO * (right - left)
     loss_a, loss_b = loss(a), loss(b)
+
+    def keep(point: Tensor, value: Tensor) -> None:
+        nonlocal best, best_value
+        better = value < best_value
+        best, best_value = torch.where(better, point, best), torch.where(better, value, best_value)
+
+    keep(a, loss_a)
+    keep(b, loss_b)
     for _ in range(steps):
-        for point, value in ((a, loss_a), (b, loss_b)):
-            better = value < best_value
-            best_value = torch.where(better, value, best_value)
-            best = torch.where(better, point, best)
         go_left = loss_a < loss_b
         left, right = torch.where(go_left, left, a), torch.where(go_left, b, right)
         a, b = (
             torch.where(go_left, right - RATIO * (right - left), b),
             torch.where(go_left, a, left + RATIO * (right - left)),
         )
-        fresh = loss(torch.where(go_left, a, b))
+        point = torch.where(go_left, a, b)
+        fresh = loss(point)
+        keep(point, fresh)
         loss_a, loss_b = torch.where(go_left, fresh, loss_b), torch.where(go_left, loss_a, fresh)
     return best

@@ -22,7 +22,7 @@ class RTN(LayerMethod):
 
     Example:
         >>> import torch
-        >>> RTN(bits=8, group="row").compress_weight(torch.eye(4)).dense()[0].tolist()
+        >>> RTN(bits=2, group="row").compress_weight(torch.eye(4)).dense()[0].tolist()
         [1.0, 0.0, 0.0, 0.0]
     """
 
@@ -47,6 +47,6 @@ class RTN(LayerMethod):
         return self.quantizer().quantize(weight)
 
     def options(self) -> tuple["RTN", ...]:
-        """2 to 8 bits, each per row and in groups of 128, 64 and 32."""
-        groups: tuple[int | Literal["row"], ...] = ("row", 128, 64, 32)
+        """2 to 8 bits, each per row and in groups of 64."""
+        groups: tuple[int | Literal["row"], ...] = ("row", 64)
         return tuple(replace(self, bits=b, group=g) for b in range(2, 9) for g in groups)

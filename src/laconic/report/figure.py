@@ -12,7 +12,7 @@ SHOWN_LAYERS = 60
 
 
 def draw(points: Sequence[Point], file: Path, title: str) -> None:
-    """Writes a PNG: a scatter of the points, and the layers of the one with most bits to spare."""
+    """Writes a PNG: a scatter of the points, and the layers of the one whose bits vary most."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,9 +27,14 @@ def draw(points: Sequence[Point], file: Path, title: str) -> None:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         _scatter(axes[0][0], points)
         if layered:
-            _bars(axes[0][1], layered[len(layered) // 2])
+            _bars(axes[0][1], max(layered, key=_spread))
         figure.savefig(file, dpi=160, format="png")
         pyplot.close(figure)
+
+
+def _spread(point: Point) -> float:
+    bits = [layer["bits_per_weight"] for layer in point.layers]
+    return float(max(bits) - min(bits))
 
 
 def _look() -> dict[str, object]:
@@ -56,13 +61,13 @@ def _scatter(ax: Any, points: Sequence[Point]) -> None:
         colour = COLOURS[i % len(COLOURS)]
         low, high = point.ci95 or (y, y)
         error = [[max(0.0, y - low)], [max(0.0, high - y)]] if point.excess == y else None
-        ax.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=2)
-        ax.annotate(point.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=7.5)
+        ax.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=2, label=point.name)
     ax.set_xlabel(size.label)
     ax.set_ylabel(quality.label)
     if quality.log:
         ax.set_yscale("log")
-    ax.margins(x=0.18, y=0.1)
+    ax.margins(x=0.06, y=0.1)
+    ax.legend(frameon=False, fontsize=8)
 
 
 def _known(points: Sequence[Point], size: Axis, quality: Axis) -> list[tuple[Point, float, float]]:

@@ -92,8 +92,20 @@ class CompressedTensor(Stateful):
         return F.linear(x, self.dense(x.dtype))
 
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The rows (*index.shape, in) that `index` names, as an embedding looks them up."""
-        return self.dense(dtype)[index]
+        """The rows (*index.shape, in) that `index` names, as an embedding looks them up.
+
+        Raises:
+            IndexError: a number below zero, or of a row that is not there.
+        """
+        return self.dense(dtype)[checked_index(index, self.shape[0])]
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Torch's functions do not take it: `TypeError`. That this method exists makes torch's
+        fused layers, which reach into their parts' weights, call the parts instead."""
+        return NotImplemented
 
     @property
     def numel(self) -> int:
@@ -121,6 +133,20 @@ class InputTransform(Stateful):
         """`x` (..., in), transformed."""
 
 
+def checked_index(index: Tensor, rows: int) -> Tensor:
+    """`index`, once all its rows are known to exist; a GPU's own lookup checks without waiting."""
+    if index.device.type == "cpu" and index.numel():
+        least, most = int(index.min()), int(index.max())
+        if least < 0 or most >= rows:
+            raise IndexError(f"rows {least}..{most} of a table of {rows} were asked for")
+    return index
+
+
+#: What reading values that do not fit together may raise.
+FAULTS = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError,
+    UsageError,
+)  # fmt: skip
 _KINDS: dict[str, type[Stateful]] = {}
 
 
@@ -145,5 +171,5 @@ def from_state(state: State) -> Stateful:
         raise CorruptFile(f"unknown tensor kind {state.kind!r}; {did_you_mean(state.kind, _KINDS)}")
     try:
         return _KINDS[state.kind].from_state(state)
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+    except FAULTS as error:
         raise CorruptFile(f"a {state.kind} tensor is damaged: {error!r}") from error

@@ -7,10 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from laconic.tensors.compressed import CompressedTensor, State, register_kind
+from laconic.tensors.compressed import CompressedTensor, State, checked_index, register_kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(CompressedTensor):
     """An uncompressed weight; at rest about two thirds of its bf16 size (byte planes, lossless).
 
@@ -39,7 +39,7 @@ class Dense(CompressedTensor):
         return self.value.to(dtype or self.dtype)
 
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return self.value[index].to(dtype or self.dtype)
+        return self.value[checked_index(index, self.shape[0])].to(dtype or self.dtype)
 
     def state(self) -> State:
         return State(self.kind, {}, {"value": self.value})

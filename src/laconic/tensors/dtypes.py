@@ -1,5 +1,7 @@
 """Dtypes by their safetensors names, and tensors as raw bytes (numpy knows no bfloat16)."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,9 +42,7 @@ def to_raw(tensor: Tensor) -> np.ndarray:
     return raw
 
 
-def from_raw(
-    raw: np.ndarray, dtype: str, shape: tuple[int, ...], *, copy: bool = True
-) -> Tensor:
+def from_raw(raw: np.ndarray, dtype: str, shape: tuple[int, ...], *, copy: bool = True) -> Tensor:
     """The tensor of `dtype` (a safetensors name) and `shape` whose bytes are `raw`.
 
     It owns its memory; with `copy=False` it takes over the memory of `raw`.
@@ -52,12 +52,15 @@ def from_raw(
     """
     if dtype not in BY_NAME:
         raise CorruptFile(f"unknown dtype {dtype!r}")
-    count = int(np.prod(shape, dtype=np.int64)) if shape else 1
+    count = math.prod(shape)
     if count * BY_NAME[dtype].itemsize != raw.size:
         raise CorruptFile(
             f"a {dtype} tensor of shape {list(shape)} takes {count * BY_NAME[dtype].itemsize} bytes, "
             f"found {raw.size}"
         )
     if count == 0:
-        return torch.empty(shape, dtype=BY_NAME[dtype])
+        try:
+            return torch.empty(shape, dtype=BY_NAME[dtype])
+        except (RuntimeError, TypeError) as error:
+            raise CorruptFile(f"no tensor has the shape {list(shape)}") from error
     return torch.from_numpy(raw.copy() if copy else raw).view(BY_NAME[dtype]).reshape(shape)

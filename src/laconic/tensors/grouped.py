@@ -10,13 +10,13 @@ from numba import njit
 from torch import Tensor
 
 from laconic.coding import bitpack
-from laconic.coding.bitpack import read_code
+from laconic.coding.bitpack import unpack_run
 from laconic.errors import CorruptFile, UsageError
-from laconic.tensors.compressed import CompressedTensor, State, register_kind
+from laconic.tensors.compressed import CompressedTensor, State, checked_index, register_kind
 from laconic.tensors.dtypes import BY_NAME, name_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grouped(CompressedTensor):
     """A weight of R rows and C columns (all but the first dimension) on uniform grids.
 
@@ -96,8 +96,8 @@ class Grouped(CompressedTensor):
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if self.packed.device.type != "cpu":
             return self.dense(dtype)[index]
-        flat = self._rows(index.reshape(-1).numpy())
-        return flat.reshape(*index.shape, *self.shape[1:]).to(dtype or self.dtype)
+        flat = self._rows(checked_index(index, self._matrix_shape[0]).reshape(-1).numpy())
+        return flat.reshape((*index.shape, *self.shape[1:])).to(dtype or self.dtype)
 
     def _rows(self, index: np.ndarray | None) -> Tensor:
         """(len(index), C) float32; all rows, by torch on the tensor's device, for None."""
@@ -154,16 +154,17 @@ class Grouped(CompressedTensor):
 @njit(cache=True, nogil=True)
 def _dequantize(packed, bits, group, scale, zero, index, out):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
+    codes = np.empty(columns, np.uint8)
     for i in range(index.size):
         row = index[i]
+        unpack_run(packed, row * columns, bits, codes)
         owner = row if scale.shape[0] > 1 else 0
         for start in range(0, columns, group):
             g = start // group if scale.shape[1] > 1 else 0
             step = scale[owner, g]
             offset = np.float32(zero[owner, g]) if zero.size else np.float32(1 << (bits - 1))
             for column in range(start, min(start + group, columns)):
-                code = read_code(packed, row * columns + column, bits)
-                out[i, column] = (np.float32(code) - offset) * step
+                out[i, column] = (np.float32(codes[column]) - offset) * step
 
 
 register_kind(Grouped)

@@ -15,6 +15,7 @@ from laconic.tensors.quantizer import Quantizer, register_quantizer
 
 PRECISION = torch.float32
 SMALLEST_CLIP = 0.2  # of the range, where the search for the least error ends
+SMALLEST_SCALE = torch.finfo(torch.bfloat16).tiny
 WEIGHTS_AT_ONCE = 1 << 22  # weights whose ranges are searched together: bounds the memory
 
 Group = int | Literal["row", "tensor"]
@@ -67,7 +68,9 @@ class IntQuantizer(Quantizer[Grid]):
         if self.group not in ("row", "tensor") and not (
             isinstance(self.group, int) and self.group >= 1
         ):
-            raise UsageError(f"group must be a number >= 1, 'row' or 'tensor', found {self.group!r}")
+            raise UsageError(
+                f"group must be a number >= 1, 'row' or 'tensor', found {self.group!r}"
+            )
         if self.range not in ("minmax", "mse"):
             raise UsageError(f"range must be 'minmax' or 'mse', found {self.range!r}")
 
@@ -76,9 +79,9 @@ class IntQuantizer(Quantizer[Grid]):
         rows = _matrix(x)
         group = self._group_size(rows)
         if self.group == "tensor":
-            whole = rows.reshape(1, -1)
-            extremes = _extremes(whole, max(1, whole.shape[1]))
-            if self.range == "mse" and whole.numel():
+            whole = rows.reshape(1, -1) if rows.numel() else rows.new_zeros(1, 1)
+            extremes = _extremes(whole, whole.shape[1])
+            if self.range == "mse":
                 return self._search(whole.unsqueeze(1), *extremes, group)
             return self._grid(*extremes, group)
         if self.range == "minmax":
@@ -117,26 +120,31 @@ class IntQuantizer(Quantizer[Grid]):
         return columns if isinstance(self.group, str) else min(self.group, columns)
 
     def _grid(self, low: Tensor, high: Tensor, group: int) -> Grid:
-        """The grid that spans [low, high] (R, G); scales rounded to bfloat16, never zero."""
+        """The grid that spans [low, high] (R, G); scales rounded to bfloat16, never subnormal."""
         if self.symmetric:
             scale = torch.maximum(low.abs(), high.abs()) / (2 ** (self.bits - 1) - 1)
         else:
             low, high = low.clamp(max=0), high.clamp(min=0)
             scale = (high - low) / (2**self.bits - 1)
-        scale = scale.to(torch.bfloat16).to(PRECISION)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = scale.to(torch.bfloat16).to(PRECISION).clamp(min=SMALLEST_SCALE)
         if self.symmetric:
             return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), group)
         return Grid(scale, (-low / scale).round().clamp(0, 2**self.bits - 1), group)
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, group: int) -> Grid:
-        """The clipped grid with the least squared error over `grouped` (R, G, group)."""
+        """The clipped grid with the least squared error over `grouped` (R, G, group).
+
+        Errors are counted in steps of the unclipped grid: squares of the values themselves would
+        vanish or overflow from 1e-19 and 1e19.
+        """
+        step = self._grid(low, high, group).scale
+        steps = grouped / step.unsqueeze(-1)
 
         def loss(clip: Tensor) -> Tensor:
             grid = self._grid(low * clip, high * clip, group)
-            scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
-            codes = (grouped / scale).round_().add_(zero).clamp_(*self._code_range)
-            return codes.sub_(zero).mul_(scale).sub_(grouped).square_().sum(dim=-1)
+            scale, zero = (grid.scale / step).unsqueeze(-1), grid.zero.unsqueeze(-1)
+            codes = (steps / scale).round_().add_(zero).clamp_(*self._code_range)
+            return codes.sub_(zero).mul_(scale).sub_(steps).square_().sum(dim=-1)
 
         clip = golden_section(loss, SMALLEST_CLIP, 1.0, tuple(low.shape), device=low.device)
         return self._grid(low * clip, high * clip, group)

@@ -33,6 +33,7 @@ class CompressedModule(nn.Module):
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         super().__init__()
         self.records: dict[str, Record] = {}
+        self.shapes: dict[str, torch.Size] = {}  # that loaded values must have, where known
         for name in self.slot_names:
             slot = slots[name]
             if isinstance(slot, int):
@@ -50,7 +51,16 @@ class CompressedModule(nn.Module):
         for name in self.slot_names:
             blob = self._buffers.pop(name, None)
             if blob is not None:
-                self.records[name] = decode_record(_as_array(blob))
+                self.records[name] = self._decode(name, blob)
+
+    def _decode(self, name: str, blob: Tensor) -> Record:
+        if blob.dtype != torch.uint8:
+            raise CorruptFile(f"not a compressed tensor: {blob.dtype} values stand in its place")
+        record = decode_record(blob.detach().cpu().numpy())
+        expected = self.shapes.get(name, record.weight.shape)
+        if record.weight.shape != expected:
+            raise CorruptFile(f"{name} has shape {record.weight.shape}, {expected} is expected")
+        return record
 
     def __getattr__(self, name: str) -> Any:
         """`module.weight` is the compressed tensor."""
@@ -114,7 +124,7 @@ class CompressedModule(nn.Module):
                 if prefix + name in missing_keys:
                     missing_keys.remove(prefix + name)
                 self._buffers.pop(name, None)
-                self.records[name] = decode_record(_as_array(blobs[name]))
+                self.records[name] = self._decode(name, blobs[name])
             elif prefix + name not in missing_keys:
                 missing_keys.append(prefix + name)
 
@@ -152,39 +162,52 @@ class _CompressedConv(CompressedModule):
     """Convolutions: the geometry is the ordinary module's."""
 
     convolve: ClassVar[Callable[..., Tensor]]
+    channels: ClassVar[int]  # their dimension in the input
 
     def __init__(
-        self, slots: Mapping[str, Slot], bias: Tensor | None, geometry: dict[str, Any]
-    ) -> None:
+        self, slots: Mapping[str, Slot], bias: Tensor | None, geometry: dict[str, Any],
+        pad: tuple[list[int], str] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(slots)
         self.bias = None if bias is None else _parameter(bias)
         self.geometry = geometry
+        self.pad = pad
 
     @classmethod
     def from_module(cls, module: Any, slots: Mapping[str, Slot]) -> Self:
-        """From a convolution with zero padding."""
-        if module.padding_mode != "zeros":
-            raise UnsupportedModel(f"padding mode {module.padding_mode!r}: only 'zeros' is known")
+        """From a convolution; padding with other than zeros is a step of its own."""
         names = ("stride", "padding", "dilation", "groups")
-        return cls(slots, module.bias, {name: getattr(module, name) for name in names})
+        geometry = {name: getattr(module, name) for name in names}
+        if module.padding_mode == "zeros":
+            return cls(slots, module.bias, geometry)
+        pad = (module._reversed_padding_repeated_twice, module.padding_mode)
+        return cls(slots, module.bias, geometry | {"padding": 0}, pad)
+
+    def prepare(self, x: Tensor, slot: str = "weight") -> Tensor:
+        """As for other modules, with the channels where convolutions have them."""
+        return super().prepare(x.movedim(self.channels, -1), slot).movedim(-1, self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (B, in, ...) to (B, out, ...)."""
+        x = self.prepare(x)
+        if self.pad is not None:
+            x = F.pad(x, self.pad[0], mode=self.pad[1])
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.dense(x.dtype)
-        return type(self).convolve(self.prepare(x), weight, bias, **self.geometry)
+        return type(self).convolve(x, self.weight.dense(x.dtype), bias, **self.geometry)
 
 
 class CompressedConv1d(_CompressedConv):
     """`nn.Conv1d` with a compressed weight (out, in / groups, k)."""
 
     convolve = staticmethod(F.conv1d)
+    channels = -2
 
 
 class CompressedConv2d(_CompressedConv):
     """`nn.Conv2d` with a compressed weight (out, in / groups, k, k)."""
 
     convolve = staticmethod(F.conv2d)
+    channels = -3
 
 
 class CompressedEmbedding(CompressedModule):
@@ -201,8 +224,6 @@ class CompressedEmbedding(CompressedModule):
     @classmethod
     def from_module(cls, module: Any, slots: Mapping[str, Slot]) -> Self:
         """From an embedding without a norm limit."""
-        if module.max_norm is not None:
-            raise UnsupportedModel("an embedding with max_norm changes its weight as it is used")
         return cls(slots, module.weight.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -227,6 +248,19 @@ class TiedLinear(nn.Module):
         """`x` (..., dim) to (..., rows)."""
         y: Tensor = self.__dict__["embedding"].weight.matmul(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class TiedEmbedding(nn.Module):
+    """An embedding that looks up in another, compressed one, which keeps the state."""
+
+    def __init__(self, embedding: CompressedEmbedding) -> None:
+        super().__init__()
+        self.__dict__["embedding"] = embedding
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Rows (*index.shape, dim)."""
+        rows: Tensor = self.__dict__["embedding"](index)
+        return rows
 
 
 class CompressedExperts(CompressedModule):
@@ -275,7 +309,8 @@ def twin_class(module: nn.Module) -> type[CompressedModule] | None:
     """The compressed class that can replace `module`; None where there is none.
 
     Subclasses of the torch modules are left alone unless they compute the same (Conv1D): a learned
-    position table with an offset is an `nn.Embedding` too.
+    position table with an offset is an `nn.Embedding` too. So are embeddings with `max_norm`, which
+    changes their weight as it is used.
     """
     exact: dict[type, type[CompressedModule]] = {
         nn.Linear: CompressedLinear,
@@ -285,6 +320,8 @@ def twin_class(module: nn.Module) -> type[CompressedModule] | None:
     }
     if is_conv1d(module):
         return CompressedLinear
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return None
     return exact.get(type(module)) or (CompressedExperts if is_experts(module) else None)
 
 
@@ -300,9 +337,14 @@ def replace_module(model: nn.Module, path: str, slots: Mapping[str, Slot]) -> Co
         raise UnsupportedModel(f"the model has no module {path!r}") from error
     twin = twin_class(module)
     if twin is None:
-        raise UnsupportedModel(f"{path} is a {type(module).__name__}: nothing compressed replaces it")
+        raise UnsupportedModel(
+            f"{path} is a {type(module).__name__}: nothing compressed replaces it"
+        )
     compressed = twin.from_module(module, slots)
     compressed.train(module.training)
+    for name in twin.slot_names:
+        shape = module.get_parameter(name).shape
+        compressed.shapes[name] = torch.Size(reversed(shape)) if is_conv1d(module) else shape
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, compressed)
     return compressed
@@ -322,8 +364,3 @@ def _parameter(value: Tensor) -> nn.Parameter:
     if isinstance(value, nn.Parameter):
         return value
     return nn.Parameter(value, requires_grad=value.is_floating_point())
-
-
-def _as_array(blob: Tensor) -> np.ndarray:
-    array: np.ndarray = blob.detach().cpu().numpy()
-    return array

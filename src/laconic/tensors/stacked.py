@@ -11,7 +11,7 @@ from laconic.errors import UsageError
 from laconic.tensors.compressed import CompressedTensor, State, from_state, register_kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stacked(CompressedTensor):
     """A weight (E, rows, in) of E slices, each made of one or more parts below one another.
 
@@ -36,13 +36,14 @@ class Stacked(CompressedTensor):
             raise UsageError(f"{len(self.parts)} parts do not make slices of {self.per_slice}")
         if len({part.shape[1:] for part in self.parts}) > 1:
             raise UsageError("all parts must have the same columns")
+        rows = [part.shape[0] for part in self.parts]
+        if rows != rows[: self.per_slice] * (len(rows) // self.per_slice):
+            raise UsageError(f"all slices must have the same rows, found parts of {rows}")
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
         rows = sum(part.shape[0] for part in self.parts[: self.per_slice])
-        return torch.Size(
-            (len(self.parts) // self.per_slice, rows, *self.parts[0].shape[1:])
-        )
+        return torch.Size((len(self.parts) // self.per_slice, rows, *self.parts[0].shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]

@@ -6,6 +6,7 @@ A blob holds a weight and, where a module has them, its input transform and acti
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from laconic.coding.framing import Compact, Section
 from laconic.errors import CorruptFile
 from laconic.tensors import quantizer as quantizers
 from laconic.tensors.compressed import (
+    FAULTS,
     CompressedTensor,
     InputTransform,
     State,
@@ -81,7 +83,7 @@ def decode_record(blob: bytes | memoryview | np.ndarray) -> Record:
         activation = None
         if "activation" in header:
             activation = quantizers.from_settings(header["activation"])
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (*FAULTS, StopIteration) as error:
         raise CorruptFile(f"the header of a compressed tensor is damaged: {error!r}") from error
     return Record(
         _expect(weight, CompressedTensor),
@@ -130,9 +132,9 @@ def _encode_array(tensor: Tensor) -> Section:
 
 
 def _decode_array(section: Section, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    if dtype not in BY_NAME or any(not isinstance(n, int) or n < 0 for n in shape):
+    if dtype not in BY_NAME or any(type(n) is not int or n < 0 for n in shape):
         raise CorruptFile(f"an array of dtype {dtype!r} and shape {shape} cannot be")
-    size = int(np.prod(shape, dtype=object)) * BY_NAME[dtype].itemsize
+    size = math.prod(shape) * BY_NAME[dtype].itemsize
     if section.type == BLOCK:
         raw = blocks.decompress(section.payload, expect=size)
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 from laconic.tensors.compressed import InputTransform, State, register_kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelScale(InputTransform):
     """Divides input channel c by `scale[c]`; the weight was multiplied by it.
 

@@ -1,0 +1,177 @@
+import re
+
+import numpy as np
+import pytest
+from torch import nn
+
+from laconic.allocate.budget import Budget
+from laconic.compression import compress
+from laconic.errors import BadWeights, BudgetError
+from laconic.models.huggingface import HuggingFaceSource
+from laconic.models.memory import MemorySource
+from laconic.models.open import open_source
+from laconic.planning import OptionTable, Plan, measure_options, plan_budget, untouched_bytes
+from laconic.quantize.rtn import RTN
+from tests.models.tiny import TINY
+
+ALL = ("embeddings", "rest")
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_models):
+    return HuggingFaceSource(tiny_models["llama"])
+
+
+@pytest.fixture(scope="module")
+def table(llama):
+    return measure_options(llama, RTN())
+
+
+class TestMeasuring:
+    def test_one_row_for_each_layer_and_one_column_for_each_option(self, llama, table):
+        layers = [la for block in llama.blocks for la in block.layers]
+        assert table.layers == [la.name for la in layers]
+        assert table.cost.shape == table.error.shape == (14, len(RTN().options()))
+        assert table.weights == sum(la.shape.numel() for la in layers)
+
+    def test_what_is_measured_is_what_will_be_stored(self, llama, table):
+        from laconic.planning import HEADER_BYTES
+
+        layer = llama.blocks[1].layers[3]
+        weight = layer.take(llama.read([layer.parameter]))
+        for number in (0, 5, len(table.options) - 1):
+            value = table.options[number].compress_weight(weight)
+            row = table.layers.index(layer.name)
+            assert table.cost[row, number] == value.stored_bytes + HEADER_BYTES
+
+    def test_layers_that_are_asked_for_come_last(self, llama):
+        assert measure_options(llama, RTN(), also=ALL).layers[-2:] == ["model.embed_tokens", "lm_head"]
+
+    def test_damaged_weights_are_named(self):
+        model = nn.Sequential(nn.Linear(4, 4))
+        model[0].weight.data[0, 0] = float("inf")
+        with pytest.raises(BadWeights, match=r"0\.weight"):
+            plan_budget(MemorySource(model), RTN(), Budget.parse("4bit"))
+
+    def test_more_bits_cost_more_and_lose_less(self, table):
+        per_row = [k for k, option in enumerate(table.options) if option.group == "row"]
+        assert (np.diff(table.cost[:, per_row])[:, :4] > 0).all()  # then layers are too small
+        assert (np.diff(table.error[:, per_row]) < 0).all()
+
+
+class TestUntouched:
+    @pytest.mark.parametrize("name", TINY)
+    @pytest.mark.parametrize("also", [(), ALL], ids=["blocks", "all"])
+    def test_is_an_upper_estimate_of_the_file(self, name, also, tiny_models, tmp_path):
+        source = open_source(tiny_models[name])
+        report = compress(tiny_models[name], RTN(8), out=tmp_path / "out", also=also).report
+        compressed = sum(la["bits_per_weight"] * la["weights"] / 8 for la in report.layers)
+        found = report.stored_bytes - compressed
+        estimate = untouched_bytes(source, also)
+        assert found - 120 * len(report.layers) <= estimate <= found + 4000
+
+    def test_uncoded_is_what_memory_holds(self, llama):
+        coded, uncoded = untouched_bytes(llama, ()), untouched_bytes(llama, (), coded=False)
+        assert coded < uncoded
+        assert untouched_bytes(llama, ALL) == untouched_bytes(llama, ALL, coded=False)
+
+
+class TestSpreading:
+    def test_within_the_budget_and_better_than_one_setting_for_all(self, table):
+        for uniform in range(len(table.options)):
+            budget = table.cost[:, uniform].sum()
+            chosen = table.spread(budget)
+            picks = [table.options.index(chosen[name]) for name in table.layers]
+            rows = np.arange(len(picks))
+            assert table.cost[rows, picks].sum() <= budget
+            assert table.error[rows, picks].sum() <= table.error[:, uniform].sum() + 1e-9
+
+    def test_layers_that_matter_get_more(self):
+        options = (RTN(2), RTN(4), RTN(8))
+        cost = np.array([[2.0, 4, 8], [2, 4, 8]])
+        error = np.array([[100.0, 10, 0], [1, 0.1, 0]])
+        chosen = OptionTable(["much", "little"], options, cost, error, 10).spread(10)
+        assert chosen == {"much": RTN(8), "little": RTN(2)}
+
+
+class TestBudgets:
+    @pytest.mark.parametrize("text", ["1bit", "20%", "1kB"])
+    @pytest.mark.parametrize("also", [(), ALL], ids=["blocks", "all"])
+    @pytest.mark.parametrize("coded", [True, False])
+    def test_unreachable_ones_name_the_smallest_which_can_be_reached(self, llama, text, also, coded):
+        with pytest.raises(BudgetError, match="cannot be reached") as error:
+            plan_budget(llama, RTN(), Budget.parse(text), also=also, coded=coded)
+        message = str(error.value)
+        named = re.search(r"smallest is about (\S+)", message)[1]
+        plan = plan_budget(llama, RTN(), Budget.parse(named), also=also, coded=coded)
+        assert len(plan.choices) == 14 + len(also)
+        assert ("--also" in message) == (text != "1bit")
+
+    @pytest.mark.parametrize("text", ["20ms", "0.6x flops", "0.7x params"])
+    def test_units_that_a_quantizer_cannot_save(self, llama, text):
+        with pytest.raises(BudgetError, match="rtn saves stored bytes, not .*give the budget as"):
+            plan_budget(llama, RTN(), Budget.parse(text))
+
+    def test_more_budget_never_loses_more(self, llama):
+        lost = []
+        for bits in (5, 6, 7, 8, 9, 20):
+            plan = plan_budget(llama, RTN(), Budget.parse(f"{bits}bit"))
+            picks = [plan.table.options.index(plan.choices[n]) for n in plan.table.layers]
+            lost.append(plan.table.error[np.arange(14), picks].sum())
+        assert lost == sorted(lost, reverse=True)
+        assert lost[-1] == plan.table.error.min(axis=1).sum()
+
+    def test_bits_limit_the_layers_and_the_others_the_file(self, llama, table):
+        bits = plan_budget(llama, RTN(), Budget.parse("6bit"))
+        assert bits.of_layers and bits.limit == 6 * table.weights / 8
+        share = plan_budget(llama, RTN(), Budget.parse("60%"))
+        assert not share.of_layers and share.limit == pytest.approx(0.6 * llama.dense_bytes)
+
+
+class TestPlan:
+    def test_is_what_the_runner_calls(self, llama):
+        layer = llama.blocks[0].layers[0]
+        weight = layer.take(llama.read([layer.parameter]))
+        plan = Plan(RTN(4), {layer.name: RTN(2)})
+        assert plan(layer, weight).bits == 2 and plan.seen == [layer]
+        assert plan(llama.blocks[0].layers[1], weight).bits == 4
+
+    def test_tightened_aims_lower_and_forgets_what_it_saw(self, llama):
+        plan = plan_budget(llama, RTN(), Budget.parse("70%"))
+        plan.seen.append(llama.blocks[0].layers[0])
+        tighter = plan.tightened(int(plan.limit) + 500)
+        assert tighter.target == plan.target - (int(plan.limit) + 500 - plan.limit) - 64
+        assert tighter.seen == [] and tighter.limit == plan.limit
+        with pytest.raises(BudgetError, match="smallest that was made has 90000"):
+            plan.tightened(90_000)
+
+    def test_recipe(self):
+        assert Plan(RTN(4)).recipe() == [{"method": "rtn", "settings": RTN(4).settings()}]
+        (entry,) = Plan(RTN(4), {"a": RTN(2)}).recipe()
+        assert entry["layers"] == {"a": RTN(2).settings()}
+
+
+class TestSamples:
+    """Options of large layers are measured on some of their rows; the result is held to the budget."""
+
+    @pytest.fixture
+    def model(self):
+        """Every second row is noise, the others are almost nothing; the sample sees the latter."""
+        model = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 512))
+        for layer in model:
+            nn.init.normal_(layer.weight)
+            layer.weight.data[::2, 1:] *= 1e-3
+        return model
+
+    @pytest.mark.parametrize("budget", ["5bit", "16%"])
+    def test_the_budget_is_met_all_the_same(self, model, budget):
+        report = compress(model, RTN(), budget=budget).report
+        assert report.bits_per_weight <= 5 if budget == "5bit" else report.kept <= 0.16
+
+    def test_costs_are_scaled_to_the_layer(self):
+        model = nn.Sequential(nn.Linear(512, 1024))
+        table = measure_options(MemorySource(model), RTN(range="minmax"))
+        weight = model[0].weight.data
+        for number in (0, 5, len(table.options) - 1):
+            stored = table.options[number].compress_weight(weight).stored_bytes
+            assert table.cost[0, number] == pytest.approx(stored, rel=0.03)
