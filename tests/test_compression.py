@@ -150,8 +150,15 @@ def more_ties():
     bert = BertForMaskedLM(BertConfig(**sizes, hidden_size=32, intermediate_size=48))
     t5 = T5ForConditionalGeneration(
         T5Config(
-            vocab_size=50, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4, pad_token_id=0,
-            decoder_start_token_id=0, eos_token_id=1,
+            vocab_size=50,
+            d_model=32,
+            d_ff=48,
+            d_kv=8,
+            num_layers=1,
+            num_heads=4,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            eos_token_id=1,
         )  # fmt: skip
     )
     ids = torch.randint(2, 50, (2, 5))
@@ -221,7 +228,9 @@ class TestReport:
         report = compress(tiny_models["llama"], RTN(bits=8), out=tmp_path / "out").report
         values = json.loads(json.dumps(report.to_json()))
         assert (values["method"], values["settings"]["bits"]) == ("rtn", 8)
-        assert values["out"] == str(tmp_path / "out") and values["model"] == str(tiny_models["llama"])
+        assert values["out"] == str(tmp_path / "out") and values["model"] == str(
+            tiny_models["llama"]
+        )
         assert len(values["layers"]) == 14 and values["kind"] == "compression"
         assert values["seconds"] > 0 and values["peak_rss_bytes"] > 10**7
 
@@ -296,7 +305,9 @@ class TestBudget:
         published = []
         original = DirectorySink._publish
         monkeypatch.setattr(
-            DirectorySink, "_publish", lambda sink: published.append(sink.finish()) or original(sink)
+            DirectorySink,
+            "_publish",
+            lambda sink: published.append(sink.finish()) or original(sink),
         )
         monkeypatch.setattr("laconic.planning.HEADER_BYTES", 40)
         out = tmp_path / "out"
@@ -356,7 +367,9 @@ class TestFailures:
     def test_damaged_weights_name_the_tensor(self, tmp_path, place):
         out, options, before = place
         folder = self.damaged(tmp_path)
-        with pytest.raises(BadWeights, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds nan at \[3, 5\]"):
+        with pytest.raises(
+            BadWeights, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds nan at \[3, 5\]"
+        ):
             compress(folder, RTN(), **options)
         assert tree(out.parent) == before
 

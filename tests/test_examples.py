@@ -32,5 +32,7 @@ def test_examples(name):
 def test_there_are_examples():
     assert laconic.__doc__
     finder = doctest.DocTestFinder()
-    found = [t for name in MODULES for t in finder.find(importlib.import_module(name)) if t.examples]
+    found = [
+        t for name in MODULES for t in finder.find(importlib.import_module(name)) if t.examples
+    ]
     assert len(found) >= 7

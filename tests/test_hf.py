@@ -75,7 +75,9 @@ def test_auto_model_opens_generates_and_saves_the_same_bytes(compressed, name, t
         assert (tmp_path / "again" / file).read_bytes() == (compressed[name] / file).read_bytes()
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype="auto")
     assert torch.equal(TINY[name].logits(again), TINY[name].logits(model))
-    configs = [json.loads((f / "config.json").read_text()) for f in (compressed[name], tmp_path / "again")]
+    configs = [
+        json.loads((f / "config.json").read_text()) for f in (compressed[name], tmp_path / "again")
+    ]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
 
 

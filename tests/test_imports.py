@@ -13,7 +13,8 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["laconic.registry", "laconic.method", "laconic.allocate.budget", "laconic.coding.framing"]
+    "module",
+    ["laconic.registry", "laconic.method", "laconic.allocate.budget", "laconic.coding.framing"],
 )
 def test_light(module):
     assert loaded_by(f"import {module}") == set()

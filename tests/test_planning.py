@@ -45,7 +45,10 @@ class TestMeasuring:
             assert table.cost[row, number] == value.stored_bytes + HEADER_BYTES
 
     def test_layers_that_are_asked_for_come_last(self, llama):
-        assert measure_options(llama, RTN(), also=ALL).layers[-2:] == ["model.embed_tokens", "lm_head"]
+        assert measure_options(llama, RTN(), also=ALL).layers[-2:] == [
+            "model.embed_tokens",
+            "lm_head",
+        ]
 
     def test_damaged_weights_are_named(self):
         model = nn.Sequential(nn.Linear(4, 4))
@@ -98,7 +101,9 @@ class TestBudgets:
     @pytest.mark.parametrize("text", ["1bit", "20%", "1kB"])
     @pytest.mark.parametrize("also", [(), ALL], ids=["blocks", "all"])
     @pytest.mark.parametrize("coded", [True, False])
-    def test_unreachable_ones_name_the_smallest_which_can_be_reached(self, llama, text, also, coded):
+    def test_unreachable_ones_name_the_smallest_which_can_be_reached(
+        self, llama, text, also, coded
+    ):
         with pytest.raises(BudgetError, match="cannot be reached") as error:
             plan_budget(llama, RTN(), Budget.parse(text), also=also, coded=coded)
         message = str(error.value)

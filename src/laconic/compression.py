@@ -1,7 +1,7 @@
 """`compress`: a model, methods, and where the result goes."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from laconic.errors import BudgetError, UsageError
 from laconic.hf import prepare_for_saving, quantization_config
 from laconic.measure.resources import peak_rss_bytes
 from laconic.method import LayerMethod, Method
-from laconic.models.layout import Layer
 from laconic.models.open import open_source
 from laconic.models.sink import DirectorySink, MemorySink
 from laconic.models.source import ModelSource

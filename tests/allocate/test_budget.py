@@ -28,9 +28,13 @@ def test_every_spelling(amount, spelling, before, between, after):
 @given(st.integers(1, 10**6), st.sampled_from(list(SPELLINGS)))
 def test_what_it_prints_can_be_read(number, spelling):
     budget = Budget.parse(f"{number / 10**4:g}{spelling}")
-    again = Budget.parse(str(budget)) if budget.amount >= 1 or budget.unit is not Unit.BYTES else budget
+    again = (
+        Budget.parse(str(budget)) if budget.amount >= 1 or budget.unit is not Unit.BYTES else budget
+    )
     assert again.unit is budget.unit
-    assert again.amount == pytest.approx(budget.amount, rel=1e-5, abs=0.5 * (budget.unit is Unit.BYTES))
+    assert again.amount == pytest.approx(
+        budget.amount, rel=1e-5, abs=0.5 * (budget.unit is Unit.BYTES)
+    )
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_no_items():
 def test_many_items():
     generator = np.random.default_rng(1)
     cost = generator.random((500, 28)).cumsum(axis=1)
-    error = 2.0 ** -cost * generator.random((500, 1))
+    error = 2.0**-cost * generator.random((500, 1))
     budget = cost.mean() * 500
     chosen = lagrangian(cost, error, budget)
     spent = cost[np.arange(500), chosen].sum()

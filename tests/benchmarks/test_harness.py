@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.bench import Bench, Check, Result, Table
 from benchmarks.results import update_results
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laconic.coding import huffman
+from laconic.coding import huffman, huffman_tables
 from laconic.coding.rans import SHORT
 from laconic.coding.tables import PRECISION, Tables, histogram
 from laconic.errors import CorruptFile, UsageError
@@ -61,7 +61,7 @@ def limited_optimum(weights, limit):
 
 
 def check_lengths(frequencies):
-    lengths = huffman.code_lengths(frequencies)
+    lengths = huffman_tables.code_lengths(frequencies)
     assert ((lengths > 0) == (frequencies > 0)).all() and lengths.max() <= PRECISION
     assert (2.0 ** -lengths[lengths > 0]).sum() == 1
     return int((frequencies.astype(np.int64) * lengths).sum())
@@ -107,23 +107,23 @@ def test_lengths_are_optimal_where_codes_would_be_longer(symbols):
 
 @pytest.mark.parametrize("count", [2, 3, 5, 128, 255, 256])
 def test_equal_frequencies(count):
-    lengths = huffman.code_lengths(np.repeat([1, 0], [count, 256 - count]))
+    lengths = huffman_tables.code_lengths(np.repeat([1, 0], [count, 256 - count]))
     assert set(lengths[:count]) <= {count.bit_length() - 1, (count - 1).bit_length()}
 
 
 def test_one_symbol_and_none():
     frequencies = np.zeros(256, np.int64)
-    assert not huffman.code_lengths(frequencies).any()
+    assert not huffman_tables.code_lengths(frequencies).any()
     frequencies[77] = 4096
-    assert huffman.code_lengths(frequencies).nonzero()[0].tolist() == [77]
-    assert huffman.code_lengths(frequencies)[77] == 1
+    assert huffman_tables.code_lengths(frequencies).nonzero()[0].tolist() == [77]
+    assert huffman_tables.code_lengths(frequencies)[77] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, SHORT - 1, SHORT, 50_001])
 def test_size_is_that_of_the_lengths(count):
     symbols = np.clip(np.random.default_rng(0).normal(50, 9, count), 0, 255).astype(np.uint8)
     tables = Tables.from_counts(histogram(symbols))
-    bits = int(huffman.code_lengths(tables.frequencies[0])[symbols].sum())
+    bits = int(huffman_tables.code_lengths(tables.frequencies[0])[symbols].sum())
     size = huffman.encode(symbols, 0, tables).size
     if count < SHORT:
         assert size == (bits + 7) // 8
@@ -134,16 +134,16 @@ def test_size_is_that_of_the_lengths(count):
 
 def test_a_code_is_prefix_free_and_decodes_in_one_look():
     tables = table_of({i: 1 + i * i for i in range(40)})
-    codes, single = huffman._codes(tables)[0], huffman._single(tables)[0]
+    codes, single = huffman_tables.encode_table(tables)[0], huffman_tables.single_table(tables)[0]
     assert (codes[40:] == huffman.MISSING).all()
     for symbol, entry in enumerate(codes[:40].tolist()):
         code, length = entry & 0x7FFF, entry >> 16
         assert (single[code :: 1 << length] == (symbol | length << 8)).all()
-    multi = huffman._multi(tables)[0]
+    multi = huffman_tables.multi_table(tables)[0]
     counts = (multi >> np.uint64(56)) & np.uint64(15)
     assert (
         counts.min() == 1
-        and counts.max() == 12 // huffman.code_lengths(tables.frequencies[0])[:40].min()
+        and counts.max() == 12 // huffman_tables.code_lengths(tables.frequencies[0])[:40].min()
     )
 
 
@@ -151,7 +151,7 @@ def test_seven_symbols_come_from_one_entry():
     tables = table_of({3: 4095, 4: 1})
     symbols = np.full(SHORT, 3, np.uint8)
     symbols[::100] = 4
-    counts = huffman._multi(tables)[0] >> np.uint64(56) & np.uint64(15)
+    counts = huffman_tables.multi_table(tables)[0] >> np.uint64(56) & np.uint64(15)
     assert counts.max() == huffman.PER_ENTRY
     stream = huffman.encode(symbols, 0, tables)
     assert (huffman.decode(stream, SHORT, 0, tables) == symbols).all()

@@ -27,7 +27,11 @@ def entry(start, stop, shape, dtype="U8"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=6), raw_tensors(tuple(BY_NAME.values())), max_size=6))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=6), raw_tensors(tuple(BY_NAME.values())), max_size=6
+    )
+)
 @FILES
 def test_reads_what_the_library_wrote(tmp_path, tensors):
     """0-d, empty and strided ones, of every dtype."""
@@ -162,7 +166,10 @@ class TestShards:
 
     def test_by_the_index(self, folder):
         save_file({"c": torch.ones(1)}, folder / "training_state.safetensors")
-        self.index(folder, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+        self.index(
+            folder,
+            {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+        )
         assert set(read_headers(find_shards(folder))) == {"a", "b"}
 
     def test_without_an_index_all_are_taken(self, folder):
@@ -187,7 +194,9 @@ class TestShards:
         with pytest.raises(CorruptFile, match="a is in"):
             read_headers(find_shards(folder))
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\0"])
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\0"]
+    )
     def test_index_that_cannot_be_read(self, folder, text):
         (folder / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CorruptFile, match="index"):

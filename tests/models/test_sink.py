@@ -54,7 +54,9 @@ class TestDirectory:
 
     def test_sizes_that_are_told(self, tmp_path):
         with DirectorySink(tmp_path / "out", save_config) as sink:
-            assert sink.put_module("a", {"weight": RECORD}) == {"weight": RECORD.weight.stored_bytes}
+            assert sink.put_module("a", {"weight": RECORD}) == {
+                "weight": RECORD.weight.stored_bytes
+            }
             stored = sink.finish()
             assert sink.finish() == stored
         assert stored == (tmp_path / "out" / "model.safetensors").stat().st_size
@@ -112,7 +114,10 @@ class TestFailures:
         if overwrite:
             write(tmp_path / "out")
         before = tree(tmp_path)
-        with pytest.raises(error), DirectorySink(tmp_path / "out", save_config, overwrite=overwrite) as sink:
+        with (
+            pytest.raises(error),
+            DirectorySink(tmp_path / "out", save_config, overwrite=overwrite) as sink,
+        ):
             sink.put_module("a", {"weight": RECORD})
             sink._flush()
             raise error
@@ -175,7 +180,9 @@ class TestMemory:
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         second = model[1]
         with MemorySink(model) as sink:
-            assert sink.put_module("0", {"weight": RECORD}) == {"weight": RECORD.weight.stored_bytes}
+            assert sink.put_module("0", {"weight": RECORD}) == {
+                "weight": RECORD.weight.stored_bytes
+            }
             sink.put_tensor("0.bias", torch.zeros(8))
             sink.keep_module("1", {"weight": Record(Dense(WEIGHT))})
         assert isinstance(model[0], CompressedLinear) and model[1] is second

@@ -62,7 +62,10 @@ class TestQuantizers:
 
         seen = []
         cls = laconic.hf.LaconicQuantizer
-        before, after = cls._process_model_before_weight_loading, cls._process_model_after_weight_loading
+        before, after = (
+            cls._process_model_before_weight_loading,
+            cls._process_model_after_weight_loading,
+        )
 
         def watch_before(self, model, checkpoint_files=None, **kwargs):
             seen.append(({p.device.type for p in model.parameters()}, list(checkpoint_files)))

@@ -50,9 +50,7 @@ def test_rows_are_those_of_the_dense_weight(value, data):
     assume(len(value.shape) > 0 and value.shape[0] > 0)
     shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
     count = torch.Size(shape).numel()
-    numbers = st.lists(
-        st.integers(0, value.shape[0] - 1), min_size=count, max_size=count
-    )
+    numbers = st.lists(st.integers(0, value.shape[0] - 1), min_size=count, max_size=count)
     index = torch.tensor(data.draw(numbers), dtype=torch.int64).reshape(shape)
     assert same_bits(value.rows(index), value.dense()[index])
     assert same_bits(value.rows(index, torch.float32), value.dense(torch.float32)[index])

@@ -177,7 +177,9 @@ def test_empty_module_takes_blobs_as_buffers_then_values(name):
     _, source = pair(name, int4)
     state = source.state_dict()
     with torch.device("meta"):
-        empty = twin_class(module).from_module(module, {s: state[s].numel() for s in source.slot_names})
+        empty = twin_class(module).from_module(
+            module, {s: state[s].numel() for s in source.slot_names}
+        )
     assert {n: tuple(b.shape) for n, b in empty.named_buffers()} == {
         s: tuple(state[s].shape) for s in source.slot_names
     }
@@ -329,7 +331,9 @@ class TestExperts:
         decoded = []
         original = Stacked.slice
         monkeypatch.setattr(
-            Stacked, "slice", lambda self, number, dtype: decoded.append(number) or original(self, number, dtype)
+            Stacked,
+            "slice",
+            lambda self, number, dtype: decoded.append(number) or original(self, number, dtype),
         )
         compressed(torch.randn(2, 16), torch.tensor([[2], [0]]), torch.ones(2, 1))
         assert sorted(decoded) == [0, 0, 2, 2]
@@ -343,7 +347,10 @@ class TestExperts:
 class TestTies:
     def test_head_and_second_table_follow_the_first(self):
         table = nn.Embedding(20, 10)
-        _, compressed = table, CompressedEmbedding.from_module(table, {"weight": Record(int4(table.weight.data))})
+        _, compressed = (
+            table,
+            CompressedEmbedding.from_module(table, {"weight": Record(int4(table.weight.data))}),
+        )
         bias = nn.Parameter(torch.randn(20))
         head, twin = TiedLinear(compressed, bias), TiedEmbedding(compressed)
         dense, x, index = compressed.weight.dense(), torch.randn(3, 10), torch.tensor([4, 19])
@@ -355,7 +362,9 @@ class TestTies:
     def test_ties_survive_a_deep_copy(self):
         table = nn.Embedding(20, 10)
         model = nn.Module()
-        model.table = CompressedEmbedding.from_module(table, {"weight": Record(Dense(table.weight.data))})
+        model.table = CompressedEmbedding.from_module(
+            table, {"weight": Record(Dense(table.weight.data))}
+        )
         model.head = TiedLinear(model.table)
         twin = copy.deepcopy(model)
         assert twin.head.__dict__["embedding"] is twin.table is not model.table

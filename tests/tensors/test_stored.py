@@ -48,7 +48,11 @@ def test_a_record_of_a_weight_alone_is_the_weight():
 
 def test_any_buffer_will_do():
     blob = encode(GROUPED)
-    for buffer in (bytearray(blob), memoryview(blob), torch.frombuffer(bytearray(blob), dtype=torch.uint8).numpy()):
+    for buffer in (
+        bytearray(blob),
+        memoryview(blob),
+        torch.frombuffer(bytearray(blob), dtype=torch.uint8).numpy(),
+    ):
         assert same_bits(decode(buffer).dense(), GROUPED.dense())
 
 
@@ -75,7 +79,13 @@ def test_every_flipped_byte_is_noticed(value):
 def leaves(tree, path=()):
     """Paths of all values in a JSON tree, inner ones included."""
     yield path
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, child in items:
         yield from leaves(child, (*path, key))
 
@@ -109,7 +119,17 @@ def test_headers_of_an_attacker(value, data):
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{", b"[]", b"null", b"3", b'{"weight":{}}', b'{"weight":null}', b"[" * 100_000, b"\xff"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"weight":{}}',
+        b'{"weight":null}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
 )
 def test_headers_that_are_none(header):
     with pytest.raises(CorruptFile):

@@ -1,8 +1,8 @@
 import torch
 from safetensors.torch import save_file
 
-from laconic.models.source import ModelSource
 from laconic.models.open import open_source
+from laconic.models.source import ModelSource
 from laconic.zoo.resnet import ResNet20, resnet20
 
 

@@ -21,7 +21,16 @@ class Unit(Enum):
     LATENCY = "ms"  # of a forward pass
 
 
-_SIZES = {"b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZES = {
+    "b": 1,
+    "bytes": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
 _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(x\s*params|x\s*flops|[a-z%]+)\s*", re.IGNORECASE)
 
 

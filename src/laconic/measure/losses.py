@@ -51,7 +51,7 @@ def language_batches(windows: Tensor, batch: int) -> list[Batch]:
     """Windows (N, T) as batches; every position but a window's first is predicted."""
     return [
         ({"input_ids": part}, F.pad(part[:, 1:], (0, 1), value=IGNORE))
-        for part in windows.split(batch)
+        for part in torch.split(windows, batch)
     ]
 
 

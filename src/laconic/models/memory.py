@@ -47,8 +47,9 @@ class MemorySource(ModelSource):
         return {name: self._state[name].detach() for name in names}
 
     def save_config(self, folder: Path, quantization: dict[str, Any]) -> None:
-        if hasattr(self.skeleton, "config") and hasattr(self.skeleton.config, "to_json_file"):
-            config = json.loads(self.skeleton.config.to_json_string())
+        pretrained: Any = getattr(self.skeleton, "config", None)
+        if hasattr(pretrained, "to_json_string"):
+            config = json.loads(pretrained.to_json_string())
             config["architectures"] = [type(self.skeleton).__name__]
             config["quantization_config"] = quantization
             config["dtype"] = str(next(self.skeleton.parameters()).dtype).removeprefix("torch.")

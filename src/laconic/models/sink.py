@@ -198,7 +198,7 @@ class DirectorySink(Sink):
             return self._stored
         self._flush()
         total = len(self._shards)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards, start=1):
             path = self._shard(number, total)
             self._shard(number).rename(path)

@@ -103,8 +103,11 @@ class CompressedTensor(Stateful):
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Torch's functions do not take it: `TypeError`. That this method exists makes torch's
-        fused layers, which reach into their parts' weights, call the parts instead."""
+        """Torch's functions do not take it: `TypeError`.
+
+        That this method exists makes torch's fused layers, which reach into their parts' weights,
+        call the parts instead.
+        """
         return NotImplemented
 
     @property

@@ -101,7 +101,7 @@ class Grouped(CompressedTensor):
 
     def _rows(self, index: np.ndarray | None) -> Tensor:
         """(len(index), C) float32; all rows, by torch on the tensor's device, for None."""
-        rows, columns = self._matrix_shape
+        _, columns = self._matrix_shape
         if index is None:
             return self._dense_by_torch()
         out = np.empty((len(index), columns), np.float32)
@@ -116,10 +116,15 @@ class Grouped(CompressedTensor):
         padded = torch.cat([self.packed, self.packed.new_zeros(2)]).int()
         window = padded[bit >> 3] | padded[(bit >> 3) + 1] << 8
         codes = (window >> (bit & 7)) & (2**self.bits - 1)
-        column_group = torch.arange(columns, device=self.packed.device) // self.group
-        spread = (lambda t: t.float()[:, column_group]) if self.scale.numel() > 1 else Tensor.float
-        zero = 2 ** (self.bits - 1) if self.zero is None else spread(self.zero)
-        return (codes.reshape(rows, columns) - zero) * spread(self.scale)
+        zero = 2 ** (self.bits - 1) if self.zero is None else self._spread(self.zero, columns)
+        value: Tensor = (codes.reshape(rows, columns) - zero) * self._spread(self.scale, columns)
+        return value
+
+    def _spread(self, per_group: Tensor, columns: int) -> Tensor:
+        """A value for each group, float32, as one for each column; (1, 1) serves all."""
+        if per_group.numel() == 1:
+            return per_group.float()
+        return per_group.float()[:, torch.arange(columns, device=self.packed.device) // self.group]
 
     def state(self) -> State:
         meta = {
@@ -148,7 +153,7 @@ class Grouped(CompressedTensor):
         return held if self.zero is None else held | {"zero": self.zero}
 
     def replace_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 @njit(cache=True, nogil=True)

@@ -89,7 +89,7 @@ class IntQuantizer(Quantizer[Grid]):
         step = max(1, WEIGHTS_AT_ONCE // max(1, rows.shape[1]))
         grids = [
             self._search(_grouped(part, group), *_extremes(part, group), group)
-            for part in rows.split(step)
+            for part in torch.split(rows, step)
         ]
         return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]), group)
 

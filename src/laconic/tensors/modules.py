@@ -94,7 +94,7 @@ class CompressedModule(nn.Module):
         return ", ".join(held) or "not loaded"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, record in self.records.items():  # follows to a device; keeps its own dtypes
             probe = torch.empty(0, dtype=torch.uint8, device=record.weight.device)
             device = fn(probe).device
@@ -154,7 +154,7 @@ class CompressedLinear(CompressedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., in) to (..., out)."""
-        y = self.weight.matmul(self.prepare(x))
+        y: Tensor = self.weight.matmul(self.prepare(x))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -283,7 +283,7 @@ class CompressedExperts(CompressedModule):
     def forward(self, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """`x` (N, H), each token's experts (N, k) and their weights (N, k), to (N, H)."""
         out = torch.zeros_like(x)
-        for expert in top_k_index.unique().tolist():
+        for expert in torch.unique(top_k_index).tolist():
             token, slot = torch.where(top_k_index == expert)
             hidden = self.prepare(x[token], "gate_up_proj")
             gate_up = F.linear(hidden, self.gate_up_proj.slice(expert, x.dtype))

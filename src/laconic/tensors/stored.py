@@ -86,8 +86,8 @@ def decode_record(blob: bytes | memoryview | np.ndarray) -> Record:
     except (*FAULTS, StopIteration) as error:
         raise CorruptFile(f"the header of a compressed tensor is damaged: {error!r}") from error
     return Record(
-        _expect(weight, CompressedTensor),
-        None if transform is None else _expect(transform, InputTransform),
+        _expect(weight, CompressedTensor),  # type: ignore[type-abstract]
+        None if transform is None else _expect(transform, InputTransform),  # type: ignore[type-abstract]
         activation,
     )
 
