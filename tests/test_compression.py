@@ -133,13 +133,21 @@ def test_sharded_input(tmp_path, tiny_models):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", [n for n, tiny in TINY.items() if tiny.tied])
+@pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("also", ALSO.values(), ids=ALSO)
-def test_what_is_tied_is_stored_once(name, also, tiny_models, tmp_path):
+def test_names_are_those_in_memory_and_what_is_tied_is_stored_once(
+    name, also, tiny_models, tmp_path
+):
     compress(tiny_models[name], RTN(group=16), out=tmp_path / "out", also=also)
     state = load_file(tmp_path / "out" / "model.safetensors")
-    assert "lm_head.weight" not in state
-    assert set(state) == set(HuggingFaceSource(tiny_models[name]).sizes())
+    model = TINY[name].model()
+    assert set(state) == set(model.state_dict()) - set(model.all_tied_weights_keys)
+    assert ("lm_head.weight" in state) == (TINY[name].causal and not TINY[name].tied)
+    for path in json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]:
+        slots = ("gate_up_proj", "down_proj") if path.endswith("experts") else ("weight",)
+        assert all(state[f"{path}.{slot}"].dtype == torch.uint8 for slot in slots)
 
 
 def more_ties():

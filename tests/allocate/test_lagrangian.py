@@ -22,12 +22,12 @@ def brute_force(cost, error, budget):
 @st.composite
 def problems(draw):
     items, options = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    numbers = st.lists(st.integers(0, 30), min_size=items * options, max_size=items * options)
-    cost = np.array(draw(numbers), float).reshape(items, options)
-    error = np.array(draw(numbers), float).reshape(items, options)
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    most = draw(st.sampled_from([3, 30]))  # few values make ties
+    cost, error = generator.integers(0, most + 1, (2, items, options)).astype(float)
     if draw(st.booleans()) and options > 1:
         cost[draw(st.integers(0, items - 1)), draw(st.integers(0, options - 1))] = np.inf
-    budget = draw(st.integers(0, 30 * items))
+    budget = draw(st.integers(0, most * items))
     assume(cost.min(axis=1).sum() <= budget)
     return cost, error, budget
 
@@ -79,6 +79,11 @@ def test_units_do_not_matter(scale):
     expected = lagrangian(cost, error, 40)
     assert (lagrangian(cost, error * scale, 40) == expected).all()
     assert (lagrangian(cost * 1e6, error, 40e6) == expected).all()
+
+
+def test_points_above_the_hull_are_used_for_what_is_left():
+    cost, error = np.array([[0.0, 5, 30]]), np.array([[30.0, 29, 0]])
+    assert lagrangian(cost, error, 10).tolist() == [1]
 
 
 def test_a_rich_budget_buys_the_best_and_of_equals_the_cheaper():

@@ -212,6 +212,17 @@ def test_bad_settings(settings_):
         IntQuantizer(**settings_)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("range_", ["minmax", "mse"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_project_does_not_hide_what_went_wrong_before_it(bad, range_, symmetric):
+    """As an activation quantizer it sees whatever the model computes; only that row is lost."""
+    x = torch.randn(3, 8)
+    x[1, 2] = bad
+    y = IntQuantizer(8, "row", symmetric, range_).project(x)
+    assert not y[1].isfinite().any() and y[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_and_infinity_are_refused(bad, dtype):

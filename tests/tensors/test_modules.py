@@ -419,7 +419,7 @@ def test_weight_is_the_compressed_value_and_nothing_else_is_invented():
     assert compressed.weight is compressed.values["weight"]
     assert compressed.weight.shape == (7, 12) and compressed.weight.dtype == torch.float32
     with pytest.raises(AttributeError):
-        compressed.not_there  # noqa: B018
+        compressed.not_there
     assert same_bits(compressed.weight.dense(), compressed.records["weight"].weight.dense())
 
 
