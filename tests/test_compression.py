@@ -436,3 +436,15 @@ class TestFailures:
     def test_not_one_layer_method(self, methods):
         with pytest.raises(UsageError, match="one layer method"):
             compress(nn.Sequential(nn.Linear(4, 4)), methods)
+
+
+def test_large_weights_that_no_layer_holds_are_reported():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(16, 16)
+            self.table = torch.nn.Parameter(torch.randn(16, 16))
+
+    model = torch.nn.Sequential(torch.nn.ModuleList([Block(), Block()]))
+    warnings = compress(model, RTN()).report.warnings
+    assert any("2 large matrices" in text and "0.0.table" in text for text in warnings)

@@ -33,8 +33,6 @@ def test_public_names():
         laconic.nothing
 
 
-@pytest.mark.xfail(strict=True, reason="the package laconic.evaluate hides the function")
-def test_evaluate_stays_a_function():
-    code = "import laconic; laconic.evaluate; assert callable(laconic.evaluate)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True)
-    assert run.returncode == 0
+def test_evaluate_is_the_package_however_it_is_reached():
+    code = "import laconic; a = laconic.evaluate; import laconic.evaluate; assert a is laconic.evaluate; a.compare"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -27,6 +27,21 @@ def table(llama):
     return measure_options(llama, RTN())
 
 
+@pytest.fixture(scope="class")
+def measured_once():
+    """Makes plans of one model share what was measured; only `also` may differ."""
+    tables = {}
+
+    def measure(source, method, *, also=(), progress=None):
+        if also not in tables:
+            tables[also] = measure_options(source, method, also=also)
+        return tables[also]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("laconic.planning.measure_options", measure)
+        yield
+
+
 class TestMeasuring:
     def test_one_row_for_each_layer_and_one_column_for_each_option(self, llama, table):
         layers = [la for block in llama.blocks for la in block.layers]
@@ -97,6 +112,7 @@ class TestSpreading:
         assert chosen == {"much": RTN(8), "little": RTN(2)}
 
 
+@pytest.mark.usefixtures("measured_once")
 class TestBudgets:
     @pytest.mark.parametrize("text", ["1bit", "20%", "1kB"])
     @pytest.mark.parametrize("also", [(), ALL], ids=["blocks", "all"])

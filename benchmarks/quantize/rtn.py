@@ -117,7 +117,7 @@ def _row(name: str, label: str, run: dict[str, Any]) -> list[Any]:
 def _dense(bench: Bench, model: str) -> dict[str, Any]:
     """The dense model on all data, and against itself on a part."""
     data = bench.data_for(model)
-    quality = _loss(evaluate(model, data, slice=bench.slice))
+    quality = _quality(evaluate(model, data, slice=bench.slice))
     against = evaluate(model, data, against=model, slice="quick").against
     return {"quality": quality, "flips": against["flips"], "kl": against["kl_per_token"]}
 
@@ -134,13 +134,13 @@ def _run(bench: Bench, model: str, method: RTN) -> dict[str, Any]:
         equal = _same_logits(loaded, in_memory)
         again = _saves_same(loaded, out, Path(folder) / "again")
         few = _few(model, loaded, data)
-        by_batch = {str(batch): _loss(evaluate(loaded, few, batch=batch)) for batch in BATCHES}
+        by_batch = {str(batch): evaluate(loaded, few, batch=batch).loss for batch in BATCHES}
         return {
             "bits": report.bits_per_weight,
             "resident_bits": report.resident_bits_per_weight,
             "kept": report.kept,
             "seconds": report.seconds,
-            "quality": _loss(measured),
+            "quality": _quality(measured),
             "excess": measured.against["excess_log_perplexity"],
             "ci95": measured.against["ci95"],
             "flips": measured.against["flips"],
@@ -170,8 +170,7 @@ def _few(model: str, loaded: nn.Module, data: Path) -> Any:
     config = getattr(loaded, "config", None)
     if config is None or hasattr(config, "image_size"):
         size = getattr(config, "image_size", 32)
-        images = read_images(data, size, *image_statistics(None, size), FEW["classification"])
-        return images
+        return read_images(data, size, *image_statistics(None, size), FEW["classification"])
     tokenizer = AutoTokenizer.from_pretrained(model)
     if "Sequence" in type(loaded).__name__:
         sentences: Labelled = read_sentences(data, tokenizer)
@@ -179,7 +178,7 @@ def _few(model: str, loaded: nn.Module, data: Path) -> Any:
     return windows(read_text(data), tokenizer, config.max_position_embeddings)[: FEW["language"]]
 
 
-def _loss(report: Any) -> float:
+def _quality(report: Any) -> float:
     return report.perplexity if report.perplexity is not None else report.accuracy
 
 

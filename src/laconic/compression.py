@@ -10,10 +10,10 @@ from torch import nn
 
 from laconic.allocate.budget import Budget
 from laconic.calibrate.runner import LayerReport, run_layers
-from laconic.errors import BudgetError, UsageError
+from laconic.errors import BudgetError, DataError, UsageError
 from laconic.hf import prepare_for_saving, quantization_config
 from laconic.measure.resources import peak_rss_bytes
-from laconic.method import LayerMethod, Method
+from laconic.method import LayerMethod, Method, Needs
 from laconic.models.open import open_source
 from laconic.models.sink import DirectorySink, MemorySink
 from laconic.models.source import ModelSource
@@ -22,6 +22,7 @@ from laconic.progress import SILENT, Progress
 from laconic.registry import name_of
 from laconic.report.points import REPORT_FILE, save_json
 
+PASSED_OVER = 0.005  # share of the blocks' bytes from which an untouched tensor is reported
 RETRIES = 4  # how often a byte budget that the finished file misses is tightened
 
 
@@ -97,7 +98,7 @@ def compress(
         model: a directory, `package.module:factory[@path]`, a module or a source. A module without
             `out` is changed in place.
         methods: one, or several to be applied in order.
-        data: calibration data for methods that need it.
+        data: calibration data (a text file or folder of `*.txt`) for methods that need it.
         out: directory to write; streams from disk to disk with one block in memory.
         budget: upper limit; the method's options are spread over the layers to meet it.
         also: layers outside the blocks to compress too: `"embeddings"`, `"rest"` or module paths.
@@ -118,6 +119,8 @@ def compress(
     source = open_source(model)
     if out is None and not isinstance(model, nn.Module):
         raise UsageError("a model on disk needs out= (--out), the directory to write")
+    if isinstance(data, str | Path) and not Path(data).exists():
+        raise DataError(f"{data}: no such file or folder")
     started = time.perf_counter()
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     plan = Plan(method)
@@ -133,6 +136,8 @@ def compress(
             plan = plan.tightened(miss.stored)
     else:
         raise BudgetError(f"the budget {budget} was missed {RETRIES} times; give a larger one")
+    if data is not None and method.needs is Needs.NOTHING:
+        plan.warnings.append(f"{name_of(type(method))} needs no data: {data} was not used")
     report = _report(source, method, plan, layers, stored, started, out, budget)
     if out is not None:
         save_json(Path(out) / REPORT_FILE, report.to_json())
@@ -192,6 +197,16 @@ class _TooLarge(Exception):
         self.stored = stored
 
 
+def _passed_over(source: ModelSource, plan: Plan) -> list[str]:
+    """Matrices in the blocks that nothing touched, where they are large enough to matter."""
+    touched = {layer.parameter for layer in plan.seen}
+    sizes, state = source.sizes(), source.skeleton.state_dict()
+    inside = [n for block in source.blocks for n in source.tensors_below(block.name)]
+    least = PASSED_OVER * sum(sizes[name] for name in inside)
+    matrices = [name for name in inside if name in state and state[name].ndim > 1]
+    return [name for name in matrices if name not in touched and sizes[name] > least]
+
+
 def _untouched_bytes(source: ModelSource, plan: Plan) -> int:
     touched = {layer.parameter for layer in plan.seen}
     return sum(size for name, size in source.sizes().items() if name not in touched)
@@ -217,7 +232,7 @@ def _report(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         layers=[_layer_json(layer) for layer in layers],
-        warnings=_warnings(layers, plan),
+        warnings=_warnings(source, layers, plan),
         budget=None if budget is None else str(budget),
     )
 
@@ -226,8 +241,14 @@ def _layer_json(layer: LayerReport) -> dict[str, Any]:
     return asdict(layer)
 
 
-def _warnings(layers: list[LayerReport], plan: Plan) -> list[str]:
+def _warnings(source: ModelSource, layers: list[LayerReport], plan: Plan) -> list[str]:
     warnings = list(plan.warnings)
+    passed = _passed_over(source, plan)
+    if passed:
+        warnings.append(
+            f"{len(passed)} large matrices inside the blocks belong to no layer that laconic knows and "
+            f"stay as they are, such as {passed[0]}"
+        )
     poor = [layer.name for layer in layers if layer.error > 0.5]
     if poor:
         warnings.append(

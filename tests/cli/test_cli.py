@@ -217,6 +217,13 @@ def test_bad_data(laconic, tmp_path):
         assert code == 1 and message in err and len(err.strip().splitlines()) == 1
 
 
+def test_data_that_is_not_used_is_said_and_data_that_is_not_there_refused(laconic, tmp_path, text):
+    words = ("compress", REFERENCE, "--method", "rtn", "--out", tmp_path / "o", "--json", "--data")
+    assert "needs no data" in json.loads(laconic(*words, text)[1])["warnings"][0]
+    code, _, err = laconic(*words, tmp_path / "none.txt", "--overwrite")
+    assert code == 1 and "no such file" in err
+
+
 def test_existing_output_is_kept_without_overwrite(laconic, tmp_path):
     keep = tmp_path / "o" / "precious"
     keep.parent.mkdir()

@@ -126,6 +126,17 @@ def test_computes_what_the_dense_module_computes(name, compress):
     assert torch.allclose(compressed(*inputs), expected(*inputs), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("gpt2", "experts")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_stored_without_loss_computes_without_loss(name, dtype):
+    """To the bit: the bias is added before the result is rounded, as in the ordinary module."""
+    module = CASES[name][0]().eval().to(dtype)
+    records = {"weight": Record(Dense(module.weight.data))}
+    compressed = twin_class(module).from_module(module, records)
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in CASES[name][1]())
+    assert torch.equal(compressed(*inputs), module(*inputs))
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_casting_leaves_codes_alone_and_still_computes(name, dtype):

@@ -12,7 +12,12 @@ MISSING = np.uint64(0x8000)  # the entry of a symbol that has no code; of no len
 
 
 def code_lengths(frequencies: np.ndarray) -> np.ndarray:
-    """(256,) optimal code lengths of at most 12 bits for `frequencies` (256,); 0 where never used."""
+    """(256,) optimal code lengths of at most 12 bits for `frequencies` (256,); 0 where never used.
+
+    Example:
+        >>> code_lengths(np.array([8, 4, 2, 2] + [0] * 252))[:5].tolist()
+        [1, 2, 3, 3, 0]
+    """
     lengths = np.zeros(SYMBOLS, np.int64)
     used = np.flatnonzero(frequencies)
     order = used[np.argsort(frequencies[used], kind="stable")]

@@ -46,7 +46,8 @@ class EvaluationReport:
         data: on what.
         task: `language` or `classification`.
         slice: `quick` or `full`.
-        perplexity: exp of the mean nll of a predicted token; None for classifiers.
+        loss: mean nll of a prediction, nats.
+        perplexity: its exponential; None for classifiers.
         accuracy: share of predictions that were right.
         tokens: predicted tokens, or examples.
         seconds: wall clock of the evaluation.
@@ -61,6 +62,7 @@ class EvaluationReport:
     data: str
     task: str
     slice: str
+    loss: float
     perplexity: float | None
     accuracy: float
     tokens: int
@@ -111,6 +113,7 @@ def evaluate(
         data=str(data) if isinstance(data, str | Path) else type(data).__name__,
         task=task,
         slice=slice,
+        loss=losses.mean,
         perplexity=math.exp(min(losses.mean, 700.0)) if task == "language" else None,
         accuracy=(losses.correct.sum() / losses.predictions.sum()).item(),
         tokens=int(losses.predictions.sum()),

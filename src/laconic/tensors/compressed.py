@@ -87,9 +87,12 @@ class CompressedTensor(Stateful):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (*shape) as an ordinary tensor, of `dtype` or its own."""
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """`x @ W.T` for x (..., in) and a two-dimensional weight (out, in), in the dtype of `x`."""
-        return F.linear(x, self.dense(x.dtype))
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ W.T + bias` for x (..., in) and a two-dimensional weight (out, in).
+
+        It is computed in the dtype of `x` and rounded once, as `nn.Linear` does.
+        """
+        return F.linear(x, self.dense(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The rows (*index.shape, in) that `index` names, as an embedding looks them up.

@@ -115,7 +115,7 @@ class CompressedModule(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         blobs = {n: state_dict[prefix + n] for n in self.slot_names if prefix + n in state_dict}
-        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in blobs}
+        rest = {k: v for k, v in state_dict.items() if k not in {prefix + n for n in blobs}}
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -154,8 +154,8 @@ class CompressedLinear(CompressedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., in) to (..., out)."""
-        y: Tensor = self.weight.matmul(self.prepare(x))
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y: Tensor = self.weight.matmul(self.prepare(x), self.bias)
+        return y
 
 
 class _CompressedConv(CompressedModule):
@@ -246,8 +246,8 @@ class TiedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., dim) to (..., rows)."""
-        y: Tensor = self.__dict__["embedding"].weight.matmul(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y: Tensor = self.__dict__["embedding"].weight.matmul(x, self.bias)
+        return y
 
 
 class TiedEmbedding(nn.Module):

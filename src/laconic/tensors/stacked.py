@@ -61,7 +61,7 @@ class Stacked(CompressedTensor):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return torch.stack([self.slice(e, dtype) for e in range(self.shape[0])])
 
-    def matmul(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         raise UsageError("a stack multiplies slice by slice: use slice(number)")
 
     def state(self) -> State:
