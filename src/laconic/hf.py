@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from laconic.errors import CorruptFile
 from laconic.models.safetensors import read_headers
 from laconic.models.sink import tie_heads
-from laconic.tensors.modules import materialise, replace_module, twin_class
+from laconic.tensors.replacement import materialise, replace_module, twin_class
 
 METHOD = "laconic"
 FORMAT = 1

@@ -3,7 +3,7 @@ from torch import nn
 
 from laconic.measure.resources import peak_rss_bytes, resident_bytes, stored_bytes
 from laconic.tensors import IntQuantizer
-from laconic.tensors.modules import replace_module
+from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
 

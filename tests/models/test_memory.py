@@ -13,7 +13,7 @@ from laconic.models.memory import (
     is_factory,
 )
 from laconic.tensors import Dense
-from laconic.tensors.modules import replace_module
+from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 from tests.models.tiny import TINY
 

@@ -151,7 +151,7 @@ class TestModels:
         assert is_conv1d(layer) and layer.weight.shape == (5, 7)
 
     def test_fused_experts(self):
-        from laconic.tensors.modules import is_experts
+        from laconic.tensors.replacement import is_experts
 
         experts = TINY["qwen3_moe"].model().model.layers[0].mlp.experts
         assert is_experts(experts)

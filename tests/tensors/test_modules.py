@@ -16,10 +16,8 @@ from laconic.tensors.modules import (
     TiedEmbedding,
     TiedLinear,
     is_conv1d,
-    materialise,
-    replace_module,
-    twin_class,
 )
+from laconic.tensors.replacement import materialise, replace_module, twin_class
 from laconic.tensors.stored import Record, encode
 from laconic.tensors.transforms import ChannelScale
 from tests.tensors.strategies import same_bits

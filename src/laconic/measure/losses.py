@@ -1,7 +1,8 @@
 """Losses of models on data, one at a time or paired, always in fp32.
 
-Weights are the `dense()` values in fp32 and every sum is taken window by window in fp64, so that
-batches of 1, 8 and 32 give the same number.
+Weights are the `dense()` values in fp32 and every sum is taken window by window in fp64. On a CPU
+each window goes through the model alone: matrix products of other heights round differently, and
+batches of 1, 8 and 32 must give the same number. It costs little there; a GPU takes whole batches.
 """
 
 from collections.abc import Callable, Iterable
@@ -111,7 +112,10 @@ def _window(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor
 
 def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """(B, T, V); a classifier's (B, C) becomes one prediction (B, 1, C)."""
-    logits = _call(model, inputs)
+    first = next(iter(inputs.values()))
+    step = 1 if first.device.type == "cpu" else len(first)
+    parts = [{k: v[i : i + step] for k, v in inputs.items()} for i in range(0, len(first), step)]
+    logits = torch.cat([_call(model, part) for part in parts])
     return logits if logits.ndim == 3 else logits.unsqueeze(1)
 
 

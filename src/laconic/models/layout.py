@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UnsupportedModel
-from laconic.tensors.modules import CompressedEmbedding, CompressedExperts, is_conv1d, twin_class
+from laconic.tensors.modules import CompressedEmbedding, CompressedExperts, is_conv1d
+from laconic.tensors.replacement import twin_class
 
 #: Where each architecture keeps its blocks; anything else is found by looking (see `find_blocks`).
 BLOCK_LISTS = {

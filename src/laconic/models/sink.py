@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import LaconicError, OutputExists
-from laconic.tensors.modules import CompressedEmbedding, TiedEmbedding, TiedLinear, replace_module
+from laconic.tensors.modules import CompressedEmbedding, TiedEmbedding, TiedLinear
+from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record, encode
 
 SHARD_BYTES = 2 << 30

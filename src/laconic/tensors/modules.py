@@ -1,4 +1,4 @@
-"""Modules that compute with compressed weights, and how they take the place of ordinary ones.
+"""Modules that compute with compressed weights; `replacement` puts them in place of ordinary ones.
 
 A compressed module has *slots* (`weight`, or the two projections of fused experts), each holding a
 `Record`. In a state dict every slot is one uint8 blob under the name that the dense parameter had:
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laconic.errors import CorruptFile, UnsupportedModel
+from laconic.errors import CorruptFile
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.stored import Record, decode_record, encode
 
@@ -297,67 +297,6 @@ class CompressedExperts(CompressedModule):
 def is_conv1d(module: nn.Module) -> bool:
     """Whether `module` is GPT-2's linear layer, which keeps its weight as (in, out)."""
     return type(module).__name__ == "Conv1D"
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether `module` holds fused experts in the layout of transformers 5."""
-    shapes = [getattr(module, name, None) for name in CompressedExperts.slot_names]
-    return all(isinstance(p, Tensor) and p.ndim == 3 for p in shapes) and hasattr(module, "act_fn")
-
-
-def twin_class(module: nn.Module) -> type[CompressedModule] | None:
-    """The compressed class that can replace `module`; None where there is none.
-
-    Subclasses of the torch modules are left alone unless they compute the same (Conv1D): a learned
-    position table with an offset is an `nn.Embedding` too. So are embeddings with `max_norm`, which
-    changes their weight as it is used.
-    """
-    exact: dict[type, type[CompressedModule]] = {
-        nn.Linear: CompressedLinear,
-        nn.Conv1d: CompressedConv1d,
-        nn.Conv2d: CompressedConv2d,
-        nn.Embedding: CompressedEmbedding,
-    }
-    if is_conv1d(module):
-        return CompressedLinear
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return None
-    return exact.get(type(module)) or (CompressedExperts if is_experts(module) else None)
-
-
-def replace_module(model: nn.Module, path: str, slots: Mapping[str, Slot]) -> CompressedModule:
-    """Puts the compressed twin of `model.<path>` in its place and returns it.
-
-    Raises:
-        UnsupportedModel: there is no such module, or no twin for it.
-    """
-    try:
-        module = model.get_submodule(path)
-    except AttributeError as error:
-        raise UnsupportedModel(f"the model has no module {path!r}") from error
-    twin = twin_class(module)
-    if twin is None:
-        raise UnsupportedModel(
-            f"{path} is a {type(module).__name__}: nothing compressed replaces it"
-        )
-    compressed = twin.from_module(module, slots)
-    compressed.train(module.training)
-    for name in twin.slot_names:
-        shape = module.get_parameter(name).shape
-        compressed.shapes[name] = torch.Size(reversed(shape)) if is_conv1d(module) else shape
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, compressed)
-    return compressed
-
-
-def materialise(model: nn.Module) -> None:
-    """Decodes every loaded blob in `model`; raises `CorruptFile` naming the module."""
-    for path, module in model.named_modules():
-        if isinstance(module, CompressedModule):
-            try:
-                module.materialise()
-            except CorruptFile as error:
-                raise CorruptFile(f"{path}: {error}") from error
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
