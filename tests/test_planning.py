@@ -5,13 +5,25 @@ import pytest
 from torch import nn
 
 from laconic.allocate.budget import Budget
+from laconic.calibrate.collect import LayerStats
 from laconic.compression import compress
 from laconic.errors import BadWeights, BudgetError
 from laconic.models.huggingface import HuggingFaceSource
 from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
-from laconic.planning import OptionTable, Plan, measure_options, plan_budget, untouched_bytes
+from laconic.planning import (
+    OptionTable,
+    Plan,
+    PlannedStep,
+    measure_options,
+    options_of,
+    plan_budget,
+    planned_steps,
+    untouched_bytes,
+)
 from laconic.quantize.rtn import RTN
+from laconic.tensors import Dense
+from laconic.tensors.stored import Record
 from tests.models.tiny import TINY
 
 ALL = ("embeddings", "rest")
@@ -32,7 +44,7 @@ def measured_once():
     """Makes plans of one model share what was measured; only `also` may differ."""
     tables = {}
 
-    def measure(source, method, *, also=(), progress=None):
+    def measure(source, method, *, also=(), **rest):
         if also not in tables:
             tables[also] = measure_options(source, method, also=also)
         return tables[also]
@@ -55,7 +67,7 @@ class TestMeasuring:
         layer = llama.blocks[1].layers[3]
         weight = layer.take(llama.read([layer.parameter]))
         for number in (0, 5, len(table.options) - 1):
-            value = table.options[number].compress_weight(weight)
+            value = table.options[number][0].compress_weight(weight)
             row = table.layers.index(layer.name)
             assert table.cost[row, number] == value.stored_bytes + HEADER_BYTES
 
@@ -72,7 +84,7 @@ class TestMeasuring:
             plan_budget(MemorySource(model), RTN(), Budget.parse("4bit"))
 
     def test_more_bits_cost_more_and_lose_less(self, table):
-        per_row = [k for k, option in enumerate(table.options) if option.group == "row"]
+        per_row = [k for k, option in enumerate(table.options) if option[0].group == "row"]
         assert (np.diff(table.cost[:, per_row])[:, :4] > 0).all()  # then layers are too small
         assert (np.diff(table.error[:, per_row]) < 0).all()
 
@@ -98,18 +110,18 @@ class TestSpreading:
     def test_within_the_budget_and_better_than_one_setting_for_all(self, table):
         for uniform in range(len(table.options)):
             budget = table.cost[:, uniform].sum()
-            chosen = table.spread(budget)
-            picks = [table.options.index(chosen[name]) for name in table.layers]
+            (step,) = table.spread(budget)
+            picks = [table.options.index((step.choices[name],)) for name in table.layers]
             rows = np.arange(len(picks))
             assert table.cost[rows, picks].sum() <= budget
             assert table.error[rows, picks].sum() <= table.error[:, uniform].sum() + 1e-9
 
     def test_layers_that_matter_get_more(self):
-        options = (RTN(2), RTN(4), RTN(8))
+        options = ((RTN(2),), (RTN(4),), (RTN(8),))
         cost = np.array([[2.0, 4, 8], [2, 4, 8]])
         error = np.array([[100.0, 10, 0], [1, 0.1, 0]])
-        chosen = OptionTable(["much", "little"], options, cost, error, 10).spread(10)
-        assert chosen == {"much": RTN(8), "little": RTN(2)}
+        (step,) = OptionTable(["much", "little"], options, cost, error, 10).spread(10)
+        assert step.choices == {"much": RTN(8), "little": RTN(2)}
 
 
 @pytest.mark.usefixtures("measured_once")
@@ -125,7 +137,7 @@ class TestBudgets:
         message = str(error.value)
         named = re.search(r"smallest is about (\S+)", message)[1]
         plan = plan_budget(llama, RTN(), Budget.parse(named), also=also, coded=coded)
-        assert len(plan.choices) == 14 + len(also)
+        assert len(plan.steps[0].choices) == 14 + len(also)
         assert ("--also" in message) == (text != "1bit")
 
     @pytest.mark.parametrize("text", ["20ms", "0.6x flops", "0.7x params"])
@@ -137,7 +149,8 @@ class TestBudgets:
         lost = []
         for bits in (5, 6, 7, 8, 9, 20):
             plan = plan_budget(llama, RTN(), Budget.parse(f"{bits}bit"))
-            picks = [plan.table.options.index(plan.choices[n]) for n in plan.table.layers]
+            choices = plan.steps[0].choices
+            picks = [plan.table.options.index((choices[n],)) for n in plan.table.layers]
             lost.append(plan.table.error[np.arange(14), picks].sum())
         assert lost == sorted(lost, reverse=True)
         assert lost[-1] == plan.table.error.min(axis=1).sum()
@@ -150,26 +163,38 @@ class TestBudgets:
 
 
 class TestPlan:
-    def test_is_what_the_runner_calls(self, llama):
-        layer = llama.blocks[0].layers[0]
-        weight = layer.take(llama.read([layer.parameter]))
-        plan = Plan(RTN(4), {layer.name: RTN(2)})
-        assert plan(layer, weight).bits == 2 and plan.seen == [layer]
-        assert plan(llama.blocks[0].layers[1], weight).bits == 4
+    def test_a_layer_may_have_settings_of_its_own(self, llama):
+        first, second = llama.blocks[0].layers[:2]
+        weight = first.take(llama.read([first.parameter]))
+        step = PlannedStep(RTN(4), {first.name: RTN(2)})
+        record, stats = Record(Dense(weight)), LayerStats(first)
+        assert step.revise(first, weight, record, stats).weight.bits == 2
+        assert step.revise(second, weight, record, stats).weight.bits == 4
+        only = PlannedStep(RTN(4), {first.name: RTN(2)}, only=True)
+        assert only.revise(second, weight, record, stats) is record
 
-    def test_tightened_aims_lower_and_forgets_what_it_saw(self, llama):
+    def test_a_step_for_each_class_of_methods(self):
+        (step,) = planned_steps({"a": RTN(2), "b": RTN(3)})
+        assert step.only and step.choices == {"a": RTN(2), "b": RTN(3)}
+        assert planned_steps({}) == []
+
+    def test_tightened_aims_lower(self, llama):
         plan = plan_budget(llama, RTN(), Budget.parse("70%"))
-        plan.seen.append(llama.blocks[0].layers[0])
         tighter = plan.tightened(int(plan.limit) + 500)
         assert tighter.target == plan.target - (int(plan.limit) + 500 - plan.limit) - 64
-        assert tighter.seen == [] and tighter.limit == plan.limit
+        assert tighter.limit == plan.limit
         with pytest.raises(BudgetError, match="smallest that was made has 90000"):
             plan.tightened(90_000)
 
     def test_recipe(self):
-        assert Plan(RTN(4)).recipe() == [{"method": "rtn", "settings": RTN(4).settings()}]
-        (entry,) = Plan(RTN(4), {"a": RTN(2)}).recipe()
+        assert Plan.of([RTN(4)]).recipe() == [{"method": "rtn", "settings": RTN(4).settings()}]
+        (entry,) = Plan([PlannedStep(RTN(4), {"a": RTN(2)})]).recipe()
         assert entry["layers"] == {"a": RTN(2).settings()}
+
+    def test_chains_with_too_many_strengths_are_refused(self):
+        assert len(options_of((RTN(), RTN()))) == len(RTN().options()) ** 2
+        with pytest.raises(BudgetError, match="combinations"):
+            options_of((RTN(), RTN(), RTN()))
 
 
 class TestSamples:
@@ -194,5 +219,5 @@ class TestSamples:
         table = measure_options(MemorySource(model), RTN(range="minmax"))
         weight = model[0].weight.data
         for number in (0, 5, len(table.options) - 1):
-            stored = table.options[number].compress_weight(weight).stored_bytes
+            stored = table.options[number][0].compress_weight(weight).stored_bytes
             assert table.cost[0, number] == pytest.approx(stored, rel=0.03)

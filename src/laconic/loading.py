@@ -12,7 +12,8 @@ from laconic.errors import CorruptFile, LaconicError, UnsupportedModel
 from laconic.models.huggingface import load_config, model_class
 from laconic.models.memory import MODULE_CONFIG, call_factory, from_factory, is_factory
 from laconic.models.safetensors import find_shards, read_headers, read_tensor
-from laconic.tensors.modules import CompressedExperts, CompressedModule
+from laconic.tensors.experts import CompressedExperts
+from laconic.tensors.modules import CompressedModule
 from laconic.tensors.replacement import replace_module
 
 TRUSTED = "laconic."

@@ -1,13 +1,14 @@
 """`Method`: hyper-parameters as a frozen dataclass whose call makes a model smaller.
 
 `LayerMethod` sees one weight at a time and leaves the streaming to the runner; most methods are one
-of these and little more than their mathematics.
+of these and little more than their mathematics. `BlockMethod` sees a block of the model with the
+sequences before it, `ModelMethod` the whole model. Methods of the first two kinds make chains.
 """
 
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from enum import Enum
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -17,7 +18,14 @@ from laconic.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from laconic.calibrate.calibration import Calibration
+    from laconic.calibrate.collect import LayerStats
+    from laconic.calibrate.statistics import Statistic
+    from laconic.calibrate.steps import BlockView
+    from laconic.models.source import ModelSource
+    from laconic.progress import Progress
     from laconic.tensors import CompressedTensor
+    from laconic.tensors.stored import Record
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,19 @@ class Method(ABC):
         paper: its source.
         needs: what it must be given.
         taxonomy: the survey's terms for it, such as ("quantization", "post-training").
+        wants: statistics that calibration collects for it; may depend on the settings.
+        changes_inputs: whether it puts a transform before layers, so that methods after it in a chain
+            are given statistics of the transformed inputs.
     """
 
     paper: ClassVar[Paper]
     needs: ClassVar[Needs] = Needs.NOTHING
     taxonomy: ClassVar[tuple[str, ...]] = ()
+    changes_inputs: ClassVar[bool] = False
+
+    @property
+    def wants(self) -> "tuple[Statistic, ...]":
+        return ()
 
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as JSON values."""
@@ -89,12 +105,61 @@ class LayerMethod(Method):
     """A method that sees one weight at a time."""
 
     @abstractmethod
-    def compress_weight(self, weight: "Tensor") -> "CompressedTensor":
-        """The compressed value of `weight` (out, in, ...)."""
+    def compress_weight(self, weight: "Tensor", stats: "LayerStats") -> "CompressedTensor":
+        """The compressed value of `weight` (out, in, ...).
+
+        Args:
+            weight: dense; where a transform stands before the layer, as it stands behind it.
+            stats: what `wants` asked for, and where to note fall-backs.
+        """
+
+    def revise(self, weight: "Tensor", record: "Record", stats: "LayerStats") -> "Record":
+        """What a layer becomes that now is `record` and whose dense weight is `weight`.
+
+        A method that builds on what those before it in the chain made (a correction of their error, a
+        transform before them) overrides this.
+        """
+        folded = weight if record.transform is None else record.transform.fold(weight)
+        value = self.compress_weight(folded.to(weight.dtype), stats)
+        return replace(record, weight=value)
 
     def options(self) -> tuple["LayerMethod", ...]:
         """The strengths at which a budget may use this method, weakest first; itself by default."""
         return (self,)
+
+
+class BlockMethod(Method):
+    """A method that sees a block of the model, and the sequences before it."""
+
+    @abstractmethod
+    def revise_block(self, view: "BlockView") -> None:
+        """Installs in `view.live` what the block's layers become."""
+
+
+class ModelMethod(Method):
+    """A method that sees the whole model, and says what is to be done with it."""
+
+    @abstractmethod
+    def plan(
+        self, source: "ModelSource", calibration: "Calibration | None",
+        *, device: str = "cpu", progress: "Progress | None" = None,
+    ) -> "ModelPlan":  # fmt: skip
+        """What is to be done with `source`, which is not changed."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What a `ModelMethod` found.
+
+    Attributes:
+        methods: by layer name, what each layer is compressed with; the others stay as they are.
+        edits: changes of the structure, as `laconic.models.edits` replays them, made first.
+        notes: for the report.
+    """
+
+    methods: Mapping[str, LayerMethod] = field(default_factory=dict)
+    edits: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _is_required(field: Field[Any]) -> bool:

@@ -1,128 +1,195 @@
 """Plans: which method, at which strength, for which layer; and how a budget makes one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import product
+from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from laconic.allocate.budget import Budget, Unit
 from laconic.allocate.lagrangian import lagrangian
-from laconic.calibrate.runner import checked_weight, choose_extra, relative_error
+from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.runner import RunOptions, choose_extra, relative_error, run_layers
+from laconic.calibrate.statistics import SecondMoment, Statistic
+from laconic.calibrate.steps import BlockView
 from laconic.errors import BudgetError
-from laconic.method import LayerMethod
+from laconic.method import BlockMethod, LayerMethod
 from laconic.models.layout import Layer
+from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
+from laconic.numerics.parallel import parallel_map
 from laconic.progress import SILENT, Progress
 from laconic.registry import name_of
 from laconic.tensors import CompressedTensor, Dense
+from laconic.tensors.stored import Record
 
 SAMPLE_WEIGHTS = 1 << 17  # of a layer, on which options are measured: whole rows, evenly spread
 HEADER_BYTES = 120  # of a tensor in a safetensors header, its name aside
+MOST_OPTIONS = 256  # of a chain that are measured on every layer
+
+
+Chain = tuple[LayerMethod, ...]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One method of a chain, with the settings that single layers have instead; a `LayerStep`.
+
+    Attributes:
+        method: for layers that `choices` does not name.
+        choices: by layer name.
+        only: whether layers that `choices` does not name stay as they are.
+    """
+
+    method: LayerMethod
+    choices: Mapping[str, LayerMethod] = field(default_factory=dict)
+    only: bool = False
+
+    @property
+    def wants(self) -> tuple[Statistic, ...]:
+        """What any layer's method wants."""
+        methods = dict.fromkeys([*self.choices.values(), *(() if self.only else (self.method,))])
+        return tuple(dict.fromkeys(s for method in methods for s in method.wants))
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether what follows needs statistics of its own."""
+        return self.method.changes_inputs
+
+    def revise(self, layer: Layer, weight: Tensor, record: Record, stats: LayerStats) -> Record:
+        """What the layer's method makes of it."""
+        method = self.choices.get(layer.name, None if self.only else self.method)
+        return record if method is None else method.revise(weight, record, stats)
+
+    def recipe(self) -> dict[str, Any]:
+        """The method and its settings as JSON; layer by layer where they differ."""
+        entry = {"method": name_of(type(self.method)), "settings": self.method.settings()}
+        if self.choices:
+            entry["layers"] = {name: m.settings() for name, m in self.choices.items()}
+        return entry
+
+
+def planned_steps(methods: Mapping[str, LayerMethod]) -> list[PlannedStep]:
+    """One step for each class of methods among the layers' own; layers not named stay as they are."""
+    by_class: dict[type, dict[str, LayerMethod]] = {}
+    for name, method in methods.items():
+        by_class.setdefault(type(method), {})[name] = method
+    return [PlannedStep(next(iter(c.values())), c, only=True) for c in by_class.values()]
 
 
 @dataclass
 class Plan:
-    """The method for each layer; callable as the runner's `compress`.
+    """A chain of steps, and how large what they make may be.
 
     Attributes:
-        method: for layers that `choices` does not name.
-        choices: by layer name, where a budget was spread.
+        steps: in order; each a `PlannedStep`, or a method that sees blocks.
         limit: stored bytes that must not be exceeded, if there is a budget.
         of_layers: whether `limit` is of the compressed layers alone, not of the whole artefact.
-        seen: the layers that were compressed, in order.
         table: the measurements that a budget was spread over, to spread it again.
+        target: bytes that the table was spread to.
+        edits: changes of the structure, made first.
         warnings: for the report.
     """
 
-    method: LayerMethod
-    choices: dict[str, LayerMethod] = field(default_factory=dict)
+    steps: list[PlannedStep | BlockMethod]
     limit: float | None = None
     of_layers: bool = False
     table: "OptionTable | None" = None
     target: float = 0.0
-    seen: list[Layer] = field(default_factory=list)
+    edits: tuple[dict[str, Any], ...] = ()
     warnings: list[str] = field(default_factory=list)
 
-    def __call__(self, layer: Layer, weight: Tensor) -> CompressedTensor:
-        self.seen.append(layer)
-        return self.choices.get(layer.name, self.method).compress_weight(weight)
+    @classmethod
+    def of(cls, methods: Sequence[LayerMethod | BlockMethod]) -> Self:
+        """Every layer through the same chain."""
+        return cls([PlannedStep(m) if isinstance(m, LayerMethod) else m for m in methods])
 
     def recipe(self) -> list[dict[str, Any]]:
-        """The method and its settings as JSON; layer by layer where they differ."""
-        entry: dict[str, Any] = {
-            "method": name_of(type(self.method)),
-            "settings": self.method.settings(),
-        }
-        if self.choices:
-            entry["layers"] = {name: m.settings() for name, m in self.choices.items()}
-        return [entry]
+        """The chain as JSON."""
+        return [
+            step.recipe()
+            if isinstance(step, PlannedStep)
+            else {"method": name_of(type(step)), "settings": step.settings()}
+            for step in self.steps
+        ]
 
     def tightened(self, stored: int) -> "Plan":
         """The plan for a target lower by what the finished file was too large."""
         assert self.table is not None and self.limit is not None
         target = self.target - (stored - self.limit) - 64
         try:
-            choices = self.table.spread(target)
+            steps = self.table.spread(target)
         except BudgetError as error:
             raise BudgetError(
                 f"the budget of {self.limit:.0f} bytes cannot be reached; the smallest that was made "
                 f"has {stored}"
             ) from error
-        return replace(self, target=target, choices=choices, seen=[])
+        return replace(self, target=target, steps=list(steps))
 
 
 @dataclass
 class OptionTable:
-    """What every option of a method costs and loses on every layer.
+    """What every option of a chain costs and loses on every layer.
 
     Attributes:
         layers: names.
-        options: the method at each strength.
+        options: the chain at each strength.
         cost: (layers, options) stored bytes.
-        error: (layers, options) lost squared weight relative to the layer, times its weights.
+        error: (layers, options) lost share of the layer's energy, times its weights.
         weights: how many weights the layers have together.
     """
 
     layers: list[str]
-    options: Sequence[LayerMethod]
+    options: Sequence[Chain]
     cost: np.ndarray
     error: np.ndarray
     weights: int
 
-    def spread(self, budget_bytes: float) -> dict[str, LayerMethod]:
-        """The option of each layer that loses least within `budget_bytes`."""
-        chosen = lagrangian(self.cost, self.error, budget_bytes)
-        return {name: self.options[k] for name, k in zip(self.layers, chosen.tolist())}
+    def spread(self, budget_bytes: float) -> list[PlannedStep]:
+        """The chain with, for each layer, the option that loses least within `budget_bytes`."""
+        chosen = lagrangian(self.cost, self.error, budget_bytes).tolist()
+        return [
+            PlannedStep(method, {name: self.options[k][i] for name, k in zip(self.layers, chosen)})
+            for i, method in enumerate(self.options[0])
+        ]
 
 
 def plan_budget(
-    source: ModelSource, method: LayerMethod, budget: Budget,
-    *, also: Sequence[str] = (), coded: bool = True, progress: Progress = SILENT,
+    source: ModelSource, chain: Chain | LayerMethod, budget: Budget,
+    *, calibration: Calibration | None = None, also: Sequence[str] = (), coded: bool = True,
+    options: RunOptions | None = None, progress: Progress = SILENT,
 ) -> Plan:  # fmt: skip
-    """Measures the method's options on every layer and spreads the budget over them.
+    """Measures the chain's options on every layer and spreads the budget over them.
 
     Args:
         source: the model.
-        method: whose options are measured.
+        chain: one method or several, whose options are measured.
         budget: what to spread.
+        calibration: sequences on which errors are measured, for methods that want statistics.
         also: as for `compress`.
         coded: whether embeddings and heads that are not compressed will be stored as byte planes,
             as they are in files, or left as they are, in memory.
+        options: as for the runner.
         progress: follows the blocks.
 
     Raises:
         BudgetError: the budget's unit is none that this method can save, or it is below the
             smallest reachable, which the message names.
     """
+    chain = (chain,) if isinstance(chain, LayerMethod) else chain
     if budget.unit not in (Unit.BITS, Unit.SHARE, Unit.BYTES):
         raise BudgetError(
-            f"{name_of(type(method))} saves stored bytes, not {budget.unit.value.strip('x ')}: "
+            f"{name_of(type(chain[-1]))} saves stored bytes, not {budget.unit.value.strip('x ')}: "
             "give the budget as 4bit, 25% or 1.5GB"
         )
-    table = measure_options(source, method, also=also, progress=progress)
+    table = measure_options(
+        source, chain, calibration=calibration, also=also, options=options, progress=progress
+    )
     rest = 0
     if budget.unit is Unit.BITS:
         limit = target = budget.amount * table.weights / 8
@@ -134,37 +201,96 @@ def plan_budget(
     if least > target:
         raise BudgetError(_unreachable(source, budget, least, rest, table.weights))
     of_layers = budget.unit is Unit.BITS
-    return Plan(method, table.spread(target), limit, of_layers, table, target)
+    return Plan(list(table.spread(target)), limit, of_layers, table, target)
+
+
+def options_of(chain: Chain) -> list[Chain]:
+    """The chain at every combination of its methods' strengths.
+
+    Raises:
+        BudgetError: there are too many to measure.
+    """
+    combinations = list(product(*(method.options() for method in chain)))
+    if len(combinations) > MOST_OPTIONS:
+        raise BudgetError(
+            f"the chain has {len(combinations)} combinations of strengths, more than {MOST_OPTIONS}: "
+            "spread the budget over one of its methods and apply the others to the result"
+        )
+    return combinations
+
+
+class OptionProbe:
+    """A step that measures what every option would cost and lose, and leaves the layers as they are."""
+
+    changes_inputs = False
+
+    def __init__(self, options: Sequence[Chain]) -> None:
+        self.options = options
+        self.names: list[str] = []
+        self.costs: list[list[float]] = []
+        self.errors: list[list[float]] = []
+        self.weights = 0
+
+    @property
+    def wants(self) -> tuple[Statistic, ...]:
+        """What any option wants."""
+        return tuple(dict.fromkeys(s for chain in self.options for m in chain for s in m.wants))
+
+    def revise_block(self, view: BlockView) -> None:
+        """Measures every layer; sizes and errors are of evenly spread rows."""
+        for layer in view.live.layers:
+            weight, stats = view.live.weight(layer), view.stats[layer.name]
+            sample = _some_rows(weight)
+            scale = weight.numel() / max(1, sample.numel())
+            measured = parallel_map(
+                lambda chain, w=sample, s=stats: _try(chain, w, s),  # type: ignore[misc]
+                self.options,
+            )
+            self.names.append(layer.name)
+            self.weights += weight.numel()
+            self.costs.append([scale * cost + HEADER_BYTES for cost, _ in measured])
+            self.errors.append([error * weight.numel() for _, error in measured])
+
+
+def _try(chain: Chain, weight: Tensor, stats: LayerStats) -> tuple[int, float]:
+    """Stored bytes and relative error of a chain on some rows of a layer."""
+    record, seen = Record(Dense(weight)), LayerStats(stats.layer, stats.collected)
+    for method in chain:
+        before = record.transform
+        record = method.revise(weight, record, seen)
+        if record.transform is not None and record.transform is not before:
+            seen = stats.behind(record.transform)
+    folded = weight if record.transform is None else record.transform.fold(weight)
+    return record.weight.stored_bytes, output_error(folded, record.weight, seen)
+
+
+def output_error(weight: Tensor, value: CompressedTensor, stats: LayerStats) -> float:
+    """`tr(E H E^T) / tr(W H W^T)` with E = W - W'; of the weights alone where there is no moment."""
+    found = stats.collected.get(SecondMoment())
+    if found is None or found.sums is None:
+        return relative_error(weight, value)
+    moment = stats.mean(SecondMoment())
+    dense = weight.flatten(1).double()
+    lost = dense - value.dense(torch.float32).flatten(1).double()
+    energy = [((part @ moment) * part).sum().item() for part in (lost, dense)]
+    return max(0.0, energy[0]) / max(energy[1], torch.finfo(torch.float64).tiny)
 
 
 def measure_options(
-    source: ModelSource, method: LayerMethod,
-    *, also: Sequence[str] = (), progress: Progress = SILENT,
+    source: ModelSource, chain: Chain | LayerMethod,
+    *, calibration: Calibration | None = None, also: Sequence[str] = (),
+    options: RunOptions | None = None, progress: Progress = SILENT,
 ) -> OptionTable:  # fmt: skip
-    """Tries every option of `method` on some rows of every layer; keeps the sizes and errors."""
-    options = method.options()
-    names: list[str] = []
-    costs: list[list[float]] = []
-    errors: list[list[float]] = []
-    weights = 0
-
-    def measure(layer: Layer, weight: Tensor) -> None:
-        nonlocal weights
-        weights += weight.numel()
-        names.append(layer.name)
-        sample = _some_rows(weight)
-        scale = weight.numel() / max(1, sample.numel())
-        values = [option.compress_weight(sample) for option in options]
-        costs.append([scale * value.stored_bytes + HEADER_BYTES for value in values])
-        errors.append([relative_error(sample, value) * weight.numel() for value in values])
-
-    for block in progress.track(source.blocks, "measuring options"):
-        tensors = source.read({layer.parameter for layer in block.layers})
-        for layer in block.layers:
-            measure(layer, checked_weight(layer, tensors))
-    for layer in choose_extra(source, also)[0]:
-        measure(layer, checked_weight(layer, source.read([layer.parameter])))
-    return OptionTable(names, options, np.array(costs), np.array(errors), weights)
+    """Tries every option of a chain on some rows of every layer; keeps the sizes and errors."""
+    chain = (chain,) if isinstance(chain, LayerMethod) else chain
+    probe = OptionProbe(options_of(chain))
+    run_layers(
+        source, NoSink(), [probe], calibration=calibration if probe.wants else None, also=also,
+        options=options, progress=progress, what="measuring options",
+    )  # fmt: skip
+    return OptionTable(
+        probe.names, probe.options, np.array(probe.costs), np.array(probe.errors), probe.weights
+    )
 
 
 def _some_rows(weight: Tensor) -> Tensor:

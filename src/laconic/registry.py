@@ -52,6 +52,26 @@ ENTRIES: dict[str, Entry] = {
         "laconic.tensors.integer:IntQuantizer",
         "Rounds to a uniform grid per group of a row, per row, or per tensor.",
     ),
+    "static-int": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.static:StaticIntQuantizer",
+        "Rounds to one uniform grid over a fixed range, whatever the values are.",
+    ),
+    "float": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.floats:FloatQuantizer",
+        "Rounds to floats of 4, 6 or 8 bits that share a scale per block, per row, or per tensor.",
+    ),
+    "codebook": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.codebook_quantizer:CodebookQuantizer",
+        "Rounds neighbouring columns together to the nearest of a codebook's vectors, found by k-means.",
+    ),
+    "binary": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.binary_quantizer:BinaryQuantizer",
+        "Approximates each group of a row by a sum of scaled sign vectors (binary coding).",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from laconic.models.huggingface import HuggingFaceSource
 from laconic.models.memory import MemorySource
 from laconic.models.sink import Sink
 from laconic.tensors import Dense, IntQuantizer, Stacked
+from laconic.tensors.stored import Record
 from tests.models.tiny import TINY
 from tests.tensors.strategies import same_bits
 
@@ -32,15 +33,26 @@ class Keeps(Sink):
         self.tensors[name] = tensor
 
 
-def to_dense(layer, weight):
-    return Dense(weight)
+class Each:
+    """A step that makes a value of each weight, as `compress` says."""
+
+    wants, changes_inputs = (), False
+
+    def __init__(self, compress):
+        self.compress = compress
+
+    def revise(self, layer, weight, record, stats):
+        return Record(self.compress(weight))
+
+
+TO_DENSE = [Each(Dense)]
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("also", [(), ("embeddings", "rest")], ids=["blocks", "all"])
 def test_every_tensor_goes_to_the_sink_exactly_once(name, also, tiny_models):
     source, sink = HuggingFaceSource(tiny_models[name]), Keeps()
-    run_layers(source, sink, to_dense, also=also)
+    run_layers(source, sink, TO_DENSE, also=also)
     slots = {
         f"{path}.{slot}": record.weight.dense()
         for group in (sink.modules, sink.kept)
@@ -72,7 +84,7 @@ def test_what_also_chooses(name, tiny_models):
 def test_also_names_nothing(tiny_models):
     source = HuggingFaceSource(tiny_models["llama"])
     with pytest.raises(UsageError, match=r"did you mean 'lm_head'"):
-        run_layers(source, Keeps(), to_dense, also=["lm_haed"])
+        run_layers(source, Keeps(), TO_DENSE, also=["lm_haed"])
     with pytest.raises(UsageError):  # tied: it has no state of its own
         choose_extra(HuggingFaceSource(tiny_models["qwen3"]), ["lm_head"])
 
@@ -80,7 +92,7 @@ def test_also_names_nothing(tiny_models):
 def test_reports_are_exact(tiny_models):
     source, sink = HuggingFaceSource(tiny_models["qwen3_moe"]), Keeps()
     quantize = IntQuantizer(4, 16).quantize
-    reports = run_layers(source, sink, lambda layer, weight: quantize(weight))
+    reports = run_layers(source, sink, [Each(quantize)])
     layers = {la.name: la for block in source.blocks for la in block.layers}
     assert [r.name for r in reports] == list(layers)
     tensors = source.read(source.sizes())
@@ -100,7 +112,7 @@ def test_reports_are_exact(tiny_models):
 
 def test_experts_become_one_stack_in_the_order_of_the_parameter(tiny_models):
     source, sink = HuggingFaceSource(tiny_models["qwen3_moe"]), Keeps()
-    run_layers(source, sink, to_dense)
+    run_layers(source, sink, TO_DENSE)
     slots = sink.modules["model.layers.1.mlp.experts"]
     assert set(slots) == {"gate_up_proj", "down_proj"}
     assert all(isinstance(record.weight, Stacked) for record in slots.values())
@@ -121,7 +133,7 @@ def test_damaged_weights_are_named(name, parameter, says, bad):
     model = TINY[name].model()
     model.get_parameter(parameter).data.view(-1)[-1] = bad
     with pytest.raises(BadWeights, match=says.replace(".", r"\.")) as error:
-        run_layers(MemorySource(model), Keeps(), to_dense)
+        run_layers(MemorySource(model), Keeps(), TO_DENSE)
     assert str(bad) in str(error.value)
 
 
@@ -129,7 +141,7 @@ def test_one_block_at_a_time(tiny_models):
     source = HuggingFaceSource(tiny_models["llama"])
     asked, original = [], source.read
     source.read = lambda names: asked.append(list(names)) or original(asked[-1])
-    run_layers(source, Keeps(), to_dense)
+    run_layers(source, Keeps(), TO_DENSE)
     blocks = [{n.split(".")[2] for n in names if ".layers." in n} for names in asked]
     assert all(len(numbers) <= 1 for numbers in blocks)
     assert len([n for names in asked for n in names]) == len(source.sizes())
@@ -139,13 +151,13 @@ def test_progress_follows_the_blocks():
     class Counts:
         def track(self, items, what, total=None):
             seen.append(what)
-            for item in items:
-                seen.append(item.name)
-                yield item
+            for number, block in items:
+                seen.append(block.name)
+                yield number, block
 
     seen = []
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    run_layers(MemorySource(model), Keeps(), to_dense, progress=Counts())
+    run_layers(MemorySource(model), Keeps(), TO_DENSE, progress=Counts())
     assert seen == ["compressing blocks", "0", "1"]
 
 

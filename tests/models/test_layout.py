@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from laconic.errors import UnsupportedModel
-from laconic.models.layout import Layer, find_blocks, layers_of
+from laconic.models.layout import Layer, Part, find_blocks, layers_of
 
 
 class Trunk(nn.Module):
@@ -59,7 +59,7 @@ def test_kinds_and_embeddings_only_when_asked_for():
 
 def test_take_cuts_turns_and_makes_contiguous():
     value = torch.arange(24.0).reshape(2, 4, 3)
-    part = Layer("x", "m", "w", torch.Size((2, 3)), "expert", part=(1, 2, 4))
+    part = Layer("x", "m", "w", torch.Size((2, 3)), "expert", part=Part(1, 1, 1, 2, 4))
     assert torch.equal(part.take({"m.w": value}), value[1, 2:4])
     turned = Layer("x", "m", "w", torch.Size((3, 4)), "linear", transposed=True)
     assert torch.equal(turned.take({"m.w": value[0]}), value[0].T)

@@ -1,27 +1,58 @@
-"""The runner: reads a model block by block, has each layer compressed, hands the results on.
+"""The runner: takes a model through a chain of methods, block by block, and hands the results on.
 
-    source --one block--> layers --compress--> slots of modules --> sink
+    source --one block--> live block <--sums-- sequences before the block
+                              |  steps of the chain, one after the other
+                              v
+                      slots of modules --> sink;  sequences --> behind the block
 
-One block is in memory at a time. Tensors that no method touches pass through; those of embeddings
-and heads are stored without loss as byte planes.
+One block, its sums and the sequences between two blocks are in memory at a time. Tensors that no
+method touches pass through; those of embeddings and heads are stored without loss as byte planes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from laconic.errors import BadWeights, UsageError, did_you_mean
-from laconic.models.layout import Layer
+from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.collect import LayerStats, Run, collect
+from laconic.calibrate.heldout import HeldOut
+from laconic.calibrate.live import LiveBlock
+from laconic.calibrate.starved import feed
+from laconic.calibrate.steps import BlockStep, BlockView, Farm, LayerStep, LocalFarm, Step, Task
+from laconic.calibrate.stream import Stream, open_stream
+from laconic.errors import DataError, UsageError, did_you_mean
+from laconic.models.layout import Block, Layer
 from laconic.models.sink import Sink
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
-from laconic.tensors import CompressedTensor, Dense, Stacked
+from laconic.tensors import CompressedTensor, Dense
 from laconic.tensors.stored import Record
 
-Compress = Callable[[Layer, Tensor], CompressedTensor]
 EXTRAS = ("embeddings", "rest")  # what `also` may name besides module paths
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about it; none of these changes what a given method does with given statistics.
+
+    Attributes:
+        inputs: statistics of inputs that come through the blocks compressed before (`compressed`), or
+            of the dense model's (`dense`).
+        order: a block's layers all at once, or `layer`: those with one input at a time, each seeing
+            what the ones before it have become.
+        device: where to compute.
+        batch: sequences in memory at a time; one for each thread by default.
+        farm: where layers are compressed.
+    """
+
+    inputs: Literal["compressed", "dense"] = "compressed"
+    order: Literal["block", "layer"] = "block"
+    device: str = "cpu"
+    batch: int = 0
+    farm: Farm = field(default_factory=LocalFarm)
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,10 @@ class LayerReport:
         weights: how many.
         bits_per_weight: stored, entropy coded, all side information included.
         resident_bits_per_weight: in memory.
-        error: `||W - W'||^2 / ||W||^2`.
+        error: `||(W - W') X||^2 / ||W X||^2` on calibration inputs that nothing was fitted to; of the
+            weights alone, `||W - W'||^2 / ||W||^2`, where there are no such inputs.
+        tokens: positions that its statistics were summed over; 0 without data.
+        notes: fall-backs and what else should be known.
     """
 
     name: str
@@ -43,46 +77,275 @@ class LayerReport:
     bits_per_weight: float
     resident_bits_per_weight: float
     error: float
+    tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def run_layers(
-    source: ModelSource, sink: Sink, compress: Compress,
-    *, also: Sequence[str] = (), progress: Progress = SILENT,
+    source: ModelSource, sink: Sink, steps: Sequence[Step],
+    *, calibration: Calibration | None = None, also: Sequence[str] = (),
+    options: RunOptions | None = None, progress: Progress = SILENT, what: str = "compressing blocks",
 ) -> list[LayerReport]:  # fmt: skip
-    """Compresses every layer of the blocks of `source`, and those that `also` names, into `sink`.
+    """Takes every layer of the blocks of `source`, and those that `also` names, through `steps`.
 
     Args:
         source: where the model comes from.
-        sink: where it goes to.
-        compress: makes the compressed value of a layer's weight (out, in, ...).
+        sink: where it goes to; one that remembers finished blocks makes the run go on behind them.
+        steps: a chain of methods.
+        calibration: sequences to collect statistics on; needed where a step wants any.
         also: `"embeddings"`, `"rest"` (other layers outside the blocks, such as the head) or paths
             of modules.
+        options: see `RunOptions`.
         progress: follows the blocks.
+        what: what it is told that is being done.
 
     Returns:
         One report for each layer, in order.
 
     Raises:
         BadWeights: a weight holds NaN or infinity; the message names the tensor.
+        DataError: a step wants statistics and there is no data.
         UsageError: `also` names nothing in the model.
     """
-    extra, kept = choose_extra(source, also)
-    reports: list[LayerReport] = []
-    done: set[str] = set()
-    for block in progress.track(source.blocks, "compressing blocks"):
-        names = source.tensors_below(block.name)
-        reports += _run(source, sink, compress, block.layers, names)
-        done.update(names)
-    for module, layers in _by_module(extra).items():
-        reports += _run(source, sink, compress, layers, source.tensors_below(module))
-        done.update(source.tensors_below(module))
-    for name in [n for n in source.sizes() if n not in done]:
-        tensor = source.read([name])[name]
-        if name in kept:
-            sink.keep_module(kept[name].module, {kept[name].slot: Record(Dense(tensor))})
+    runner = _Runner(source, sink, steps, calibration, also, options or RunOptions())
+    return runner.run(progress, what)
+
+
+class _Runner:
+    def __init__(
+        self, source: ModelSource, sink: Sink, steps: Sequence[Step],
+        calibration: Calibration | None, also: Sequence[str], options: RunOptions,
+    ) -> None:  # fmt: skip
+        self.source, self.sink, self.steps, self.options = source, sink, steps, options
+        self.calibration = calibration
+        self.extra, self.kept = choose_extra(source, also)
+        wants = [statistic for step in steps for statistic in step.wants]
+        if wants and calibration is None:
+            raise DataError(
+                f"the method needs calibration data ({wants[0].name} of layer inputs): give --data"
+            )
+        self.follows_dense = options.inputs == "dense" or any("reference" in w.needs for w in wants)
+        self.stream: Stream | None = None
+        self.reference: Stream | None = None
+
+    def run(self, progress: Progress, what: str) -> list[LayerReport]:
+        if self.calibration is not None:
+            self._open(int(self.sink.resumed().get("blocks", 0)))
+        saved = self.sink.resumed()
+        reports = [LayerReport(**_tuples(row)) for row in saved.get("reports", [])]
+        first = int(saved.get("blocks", 0))
+        done = {name for b in self.source.blocks[:first] for name in self._names(b)}
+        numbered = list(enumerate(self.source.blocks))[first:]
+        for number, block in progress.track(numbered, what, total=len(numbered)):
+            reports += self._block(number, block)
+            done.update(self._names(block))
+            self._checkpoint(number + 1, reports)
+        reports += self._extras()
+        done.update(n for layer in self.extra for n in self.source.tensors_below(layer.module))
+        for name in [n for n in self.source.sizes() if n not in done]:
+            tensor = self.source.read([name])[name]
+            if name in self.kept:
+                layer = self.kept[name]
+                self.sink.keep_module(layer.module, {layer.slot: Record(Dense(tensor))})
+            else:
+                self.sink.put_tensor(name, tensor)
+        return reports
+
+    def _names(self, block: Block) -> list[str]:
+        return self.source.tensors_below(block.name)
+
+    def _open(self, first: int) -> None:
+        assert self.calibration is not None
+        folder = self.sink.states_folder()
+        options = self.options
+        self.stream = open_stream(
+            self.source, self.calibration.inputs, device=options.device, folder=folder
+        )
+        if self.follows_dense:
+            self.reference = self.stream.fork()
+        streams = [stream for stream in (self.stream, self.reference) if stream is not None]
+        if first and not all(stream.resume(first) for stream in streams):
+            self.sink.restart()
+
+    def _checkpoint(self, blocks: int, reports: list[LayerReport]) -> None:
+        self.sink.checkpoint({"blocks": blocks, "reports": [asdict(r) for r in reports]})
+        for stream in (self.stream, self.reference):
+            if stream is not None:
+                stream.forget(blocks - 1)
+
+    def _block(self, number: int, block: Block) -> list[LayerReport]:
+        live = LiveBlock(self.source, block, self.options.device)
+        dense = LiveBlock(self.source, block, self.options.device) if self.reference else None
+        stats = self._compress(live, dense, number)
+        heldout = self._advance(live, dense, number)
+        reports = self._hand_over(live, stats, heldout)
+        for name in live.untouched:
+            self.sink.put_tensor(name, live.tensors[name])
+        return reports
+
+    def _compress(
+        self, live: LiveBlock, dense: LiveBlock | None, number: int
+    ) -> dict[str, LayerStats]:
+        """Takes the layers of a block through the chain; returns what was known of each."""
+        known = {layer.name: LayerStats(layer) for layer in live.layers}
+        for layers in self._groups(live, number):
+            for stage in stages(self.steps):
+                stats = self._statistics(live, dense, layers, stage, number)
+                for step in stage:
+                    self._apply(step, live, layers, stats, number)
+                for name, found in stats.items():
+                    found.notes[:0] = [n for n in known[name].notes if n not in found.notes]
+                    known[name] = found
+        return known
+
+    def _apply(
+        self, step: Step, live: LiveBlock, layers: Sequence[Layer],
+        stats: dict[str, LayerStats], number: int,
+    ) -> None:  # fmt: skip
+        if isinstance(step, LayerStep):
+            tasks = [Task(la, live.weight(la), live.record(la), stats[la.name]) for la in layers]
+            for task, (record, notes) in zip(tasks, self.options.farm.map(step, tasks)):
+                stats[task.layer.name].notes[:] = notes
+                live.install(task.layer, record)
+        elif isinstance(step, BlockStep):
+            sequences = () if self.calibration is None else self.calibration.fitted
+            step.revise_block(
+                BlockView(live, stats, number, self.stream, self.reference, sequences)
+            )
         else:
-            sink.put_tensor(name, tensor)
-    return reports
+            raise UsageError(f"{type(step).__name__} sees neither layers nor blocks")
+
+    def _groups(self, live: LiveBlock, number: int) -> list[Sequence[Layer]]:
+        """The layers that are compressed together, in order of computation."""
+        blockwise = any(isinstance(step, BlockStep) for step in self.steps)
+        if self.options.order == "block" or self.stream is None or blockwise:
+            return [live.layers]
+        return in_order(live, self._runs(live, None, number)[0])
+
+    def _runs(
+        self, live: LiveBlock, dense: LiveBlock | None, number: int
+    ) -> tuple[Run, tuple[LiveBlock, Run] | None]:
+        """What takes a sequence through the block: as it is, and as the dense model would."""
+        stream, reference = self.stream, self.reference
+        assert stream is not None
+        if reference is None or dense is None:
+            return lambda sequence: stream.run(number, live.module, sequence), None
+
+        def dense_run(sequence: int) -> Any:
+            return reference.run(number, dense.module, sequence)
+
+        if self.options.inputs == "dense":
+            return lambda sequence: reference.run(number, live.module, sequence), (dense, dense_run)
+        return lambda sequence: stream.run(number, live.module, sequence), (dense, dense_run)
+
+    def _statistics(
+        self, live: LiveBlock, dense: LiveBlock | None, layers: Sequence[Layer],
+        stage: Sequence[Step], number: int,
+    ) -> dict[str, LayerStats]:  # fmt: skip
+        wants = list(dict.fromkeys(w for step in stage for w in step.wants))
+        if not wants or self.stream is None or self.calibration is None:
+            return {layer.name: LayerStats(layer) for layer in layers}
+        run, reference = self._runs(live, dense, number)
+        pairs = any("reference" in w.needs for w in wants)
+        stats = collect(
+            live, layers, wants, run, self.calibration.fitted,
+            reference=reference if pairs else None, batch=self.options.batch,
+        )  # fmt: skip
+        feed(stats)
+        return stats
+
+    def _advance(self, live: LiveBlock, dense: LiveBlock | None, number: int) -> HeldOut | None:
+        """Takes the sequences behind the block; measures the layers on those not fitted to."""
+        if self.stream is None or self.calibration is None:
+            return None
+        with torch.inference_mode():
+            if self.reference is not None and dense is not None:
+                self.reference.advance(number, dense.module)
+            if not self.calibration.held_out:
+                self.stream.advance(number, live.module)
+                return None
+            with HeldOut(live, self.calibration.held_out) as heldout:
+                self.stream.advance(number, live.module, heldout.visit)
+        return heldout
+
+    def _hand_over(
+        self, live: LiveBlock, stats: dict[str, LayerStats], heldout: HeldOut | None
+    ) -> list[LayerReport]:
+        slots = live.slots()
+        stored = {path: self.sink.put_module(path, records) for path, records in slots.items()}
+        return [
+            layer_report(
+                live, layer, stored[layer.module][layer.slot], stats[layer.name],
+                None if heldout is None else heldout.error(layer),
+            )
+            for layer in live.layers
+        ]  # fmt: skip
+
+    def _extras(self) -> list[LayerReport]:
+        """Layers outside the blocks, without statistics of their inputs unless they can be had."""
+        reports: list[LayerReport] = []
+        for module in dict.fromkeys(layer.module for layer in self.extra):
+            layers = tuple(layer for layer in self.extra if layer.module == module)
+            live = LiveBlock(self.source, Block(module, layers), self.options.device)
+            stats = self._extra_statistics(live, module)
+            for step in self.steps:
+                self._apply(step, live, live.layers, stats, len(self.source.blocks))
+            reports += self._hand_over(live, stats, None)
+            for name in live.untouched:
+                self.sink.put_tensor(name, live.tensors[name])
+        return reports
+
+    def _extra_statistics(self, live: LiveBlock, module: str) -> dict[str, LayerStats]:
+        wants = [w for step in self.steps for w in step.wants if not w.needs]
+        stream = self.stream
+        if not wants or stream is None or self.calibration is None:
+            return {layer.name: LayerStats(layer) for layer in live.layers}
+        stream.outline.set_submodule(module, live.module)
+        return collect(
+            live,
+            live.layers,
+            wants,
+            stream.finish,
+            self.calibration.fitted,
+            batch=self.options.batch,
+        )
+
+
+def stages(steps: Sequence[Step]) -> list[list[Step]]:
+    """The chain cut behind each step that changes what layers are given."""
+    cut: list[list[Step]] = [[]]
+    for step in steps:
+        cut[-1].append(step)
+        if step.changes_inputs:
+            cut.append([])
+    return [stage for stage in cut if stage]
+
+
+def in_order(live: LiveBlock, run: Run) -> list[Sequence[Layer]]:
+    """Layers by common input, in the order in which a sequence reaches them; others come last."""
+    from laconic.calibrate.collect import layers_by_key
+
+    by_key = layers_by_key(live.layers)
+    groups: dict[int, list[Layer]] = {}
+    with torch.inference_mode(), live.watched(live.layers) as watch, watch.trace() as trace:
+        run(0)
+        for path, sight in trace:
+            slot_level = (path, sight.slot) if sight.positions else None
+            key = id(sight.inputs) if slot_level is None else hash(slot_level)
+            for position in sight.positions or (0,):
+                groups.setdefault(key, []).append(by_key[path, sight.slot, position])
+    seen: dict[str, None] = {}
+    ordered: list[Sequence[Layer]] = []
+    for members in groups.values():
+        fresh = [la for la in dict.fromkeys(members) if la.name not in seen]
+        slots = {(la.module, la.slot) for la in fresh if la.part is not None}
+        fresh += [
+            la for la in live.layers if (la.module, la.slot) in slots and la not in fresh
+        ]  # experts that the first sequence did not reach
+        seen.update(dict.fromkeys(la.name for la in fresh))
+        ordered += [fresh] if fresh else []
+    rest = [la for la in live.layers if la.name not in seen]
+    return ordered + ([rest] if rest else [])
 
 
 def choose_extra(source: ModelSource, also: Sequence[str]) -> tuple[list[Layer], dict[str, Layer]]:
@@ -105,46 +368,6 @@ def choose_extra(source: ModelSource, also: Sequence[str]) -> tuple[list[Layer],
     return chosen, kept
 
 
-def checked_weight(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The layer's weight; raises `BadWeights` naming it if it is not finite."""
-    weight = layer.take(tensors)
-    if not torch.isfinite(weight).all():
-        where = (~torch.isfinite(weight)).nonzero()[0].tolist()
-        raise BadWeights(
-            f"{layer.name}.weight holds {weight[tuple(where)].item()} at {where}: "
-            "the checkpoint is damaged or diverged; nothing was written"
-        )
-    return weight
-
-
-def _run(
-    source: ModelSource, sink: Sink, compress: Compress, layers: Iterable[Layer], names: list[str]
-) -> list[LayerReport]:
-    """Compresses `layers`, whose tensors and neighbours are `names`."""
-    tensors = source.read(names)
-    reports = []
-    touched: set[str] = set()
-    for module, members in _by_module(layers).items():
-        values: dict[str, dict[tuple[int, int], CompressedTensor]] = {}
-        errors = {}
-        for layer in members:
-            weight = checked_weight(layer, tensors)
-            value = compress(layer, weight)
-            errors[layer.name] = relative_error(weight, value)
-            index, first, _ = layer.part or (0, -1, -1)
-            values.setdefault(layer.slot, {})[index, first] = value
-            touched.add(layer.parameter)
-        stored = sink.put_module(module, {slot: _record(parts) for slot, parts in values.items()})
-        for layer in members:
-            reports.append(
-                _report(layer, values[layer.slot], stored[layer.slot], errors[layer.name])
-            )
-    for name in names:
-        if name not in touched:
-            sink.put_tensor(name, tensors[name])
-    return reports
-
-
 def relative_error(weight: Tensor, value: CompressedTensor) -> float:
     """`||W - W'||^2 / ||W||^2`; 0 where both are zero."""
     dense = weight.double()
@@ -152,30 +375,28 @@ def relative_error(weight: Tensor, value: CompressedTensor) -> float:
     return lost / max(dense.square().sum().item(), torch.finfo(torch.float64).tiny)
 
 
-def _by_module(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.module, []).append(layer)
-    return groups
-
-
-def _record(parts: Mapping[tuple[int, int], CompressedTensor]) -> Record:
-    """One value for a slot: the whole, or the parts of a fused parameter in order."""
-    if (0, -1) in parts:
-        return Record(parts[0, -1])
-    keys = sorted(parts)
-    slices = len({index for index, _ in keys})
-    return Record(Stacked(tuple(parts[key] for key in keys), len(keys) // slices))
-
-
-def _report(
-    layer: Layer, parts: Mapping[tuple[int, int], CompressedTensor], stored: int, error: float
+def layer_report(
+    live: LiveBlock, layer: Layer, stored: int, stats: LayerStats, error: float | None
 ) -> LayerReport:
     """The stored bytes of a fused parameter are shared evenly by its parts' weights."""
-    index, first, _ = layer.part or (0, -1, -1)
-    value = parts[index, first]
-    weights = sum(part.numel for part in parts.values())
+    record = live.record(layer)
+    value = record.weight
+    slot = [la for la in live.layers if (la.module, la.slot) == (layer.module, layer.slot)]
+    weights = sum(la.shape.numel() for la in slot)
+    resident = value.resident_bytes
+    if record.transform is not None:
+        resident += record.transform.resident_bytes
+    if error is None:
+        weight = live.weight(layer)
+        if record.transform is not None:
+            weight = record.transform.fold(weight)
+        error = relative_error(weight, value)
     return LayerReport(
         layer.name, value.format, value.numel, 8 * stored / max(1, weights),
-        8 * value.resident_bytes / max(1, value.numel), error,
+        8 * resident / max(1, value.numel), error,
+        max((c.count for c in stats.collected.values()), default=0), tuple(stats.notes),
     )  # fmt: skip
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"notes": tuple(row["notes"])}

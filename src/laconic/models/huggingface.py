@@ -35,7 +35,7 @@ class HuggingFaceSource(ModelSource):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder: Path = folder
         self.name = str(folder)
         self.config = load_config(folder)
         if getattr(self.config, "quantization_config", None) is not None:
@@ -53,6 +53,11 @@ class HuggingFaceSource(ModelSource):
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         return self._groups.read(names)
+
+    def fingerprint(self) -> str | None:
+        files = [*find_shards(self.folder), self.folder / "config.json"]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return json.dumps([str(self.folder.resolve()), stats])
 
     def save_config(self, folder: Path, quantization: dict[str, Any]) -> None:
         copy_side_files(self.folder, folder)
@@ -113,10 +118,20 @@ def model_class(config: Any) -> Any:
 
 
 def build_skeleton(config: Any) -> nn.Module:
-    """The model of `config` without memory for its weights."""
+    """The model of `config` without memory for its weights.
+
+    Buffers that no file holds (rotary tables, position numbers) have their values.
+    """
     with torch.device("meta"):
-        skeleton: nn.Module = model_class(config)(config)
-    return skeleton.eval()
+        skeleton: Any = model_class(config)(config)
+    for owner in skeleton.modules():
+        names = [n for n in owner._non_persistent_buffers_set if owner._buffers[n] is not None]
+        for name in names:
+            owner._buffers[name] = torch.zeros_like(owner._buffers[name], device="cpu")
+        if names:
+            skeleton._init_weights(owner)
+    module: nn.Module = skeleton.eval()
+    return module
 
 
 class _Checkpoint:

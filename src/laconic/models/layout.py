@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UnsupportedModel
-from laconic.tensors.modules import CompressedEmbedding, CompressedExperts, is_conv1d
+from laconic.tensors.experts import CompressedExperts
+from laconic.tensors.modules import CompressedEmbedding, is_conv1d
 from laconic.tensors.replacement import twin_class
 
 #: Where each architecture keeps its blocks; anything else is found by looking (see `find_blocks`).
@@ -25,6 +26,25 @@ BLOCK_LISTS = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of which slice of a fused parameter (E, rows, in) a layer is.
+
+    Attributes:
+        position: among all parts of the parameter, slice by slice.
+        per_slice: how many parts a slice has.
+        slice: the expert.
+        first: first row in the slice.
+        last: last row + 1.
+    """
+
+    position: int
+    per_slice: int
+    slice: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Layer:
     """One weight matrix (or convolution kernel) as methods see it: (out, in, ...).
 
@@ -35,7 +55,7 @@ class Layer:
         shape: of the weight, (out, in, ...).
         kind: `linear`, `conv`, `embedding` or `expert`.
         transposed: whether the parameter is kept as (in, out).
-        part: which slice and rows of a fused parameter it is: (slice, first row, last row + 1).
+        part: which piece of a fused parameter it is; None where it is the whole parameter.
     """
 
     name: str
@@ -44,7 +64,7 @@ class Layer:
     shape: torch.Size
     kind: str
     transposed: bool = False
-    part: tuple[int, int, int] | None = None
+    part: Part | None = None
 
     @property
     def parameter(self) -> str:
@@ -55,8 +75,7 @@ class Layer:
         """The weight, contiguous, out of the model's tensors by parameter name."""
         value = tensors[self.parameter]
         if self.part is not None:
-            index, first, last = self.part
-            value = value[index, first:last]
+            value = value[self.part.slice, self.part.first : self.part.last]
         return (value.T if self.transposed else value).contiguous()
 
 
@@ -133,12 +152,12 @@ def _expert_layers(module: nn.Module, path: str) -> Iterator[Layer]:
     """Gate, up and down of every expert, named as checkpoints name them."""
     experts, double, hidden = module.get_parameter("gate_up_proj").shape
     _, _, inner = module.get_parameter("down_proj").shape
-    rows = {"gate_proj": (0, double // 2), "up_proj": (double // 2, double)}
+    half = double // 2
     for expert in range(experts):
-        for name, (first, last) in rows.items():
-            shape = torch.Size((last - first, hidden))
-            part = (expert, first, last)
+        for number, name in enumerate(("gate_proj", "up_proj")):
+            part = Part(2 * expert + number, 2, expert, number * half, (number + 1) * half)
+            shape = torch.Size((half, hidden))
             yield Layer(f"{path}.{expert}.{name}", path, "gate_up_proj", shape, "expert", part=part)
     for expert in range(experts):
-        shape, part = torch.Size((hidden, inner)), (expert, 0, hidden)
+        shape, part = torch.Size((hidden, inner)), Part(expert, 1, expert, 0, hidden)
         yield Layer(f"{path}.{expert}.down_proj", path, "down_proj", shape, "expert", part=part)

@@ -34,7 +34,7 @@ class MemorySource(ModelSource):
             raise UnsupportedModel(
                 f"{name or type(model).__name__} is compressed already; start from the dense model"
             )
-        self.skeleton = model
+        self.skeleton, self.folder = model, None
         self.name = name or type(model).__name__
         self.factory = factory
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})

@@ -3,6 +3,7 @@
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ class ModelSource(ABC):
     Attributes:
         name: what the user called it.
         skeleton: the model's modules; on the meta device where the weights stay on disk.
+        folder: where its tokenizer and other files are, if it has a place on disk.
     """
 
     name: str
     skeleton: nn.Module
+    folder: Path | None
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -34,6 +37,10 @@ class ModelSource(ABC):
     @abstractmethod
     def save_config(self, folder: Path, quantization: dict[str, Any]) -> None:
         """Writes everything but the weights into `folder`, so that `laconic.load` can open it."""
+
+    def fingerprint(self) -> str | None:
+        """Of the weights' files, to know whether they changed; None for a model in memory."""
+        return None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -62,6 +69,12 @@ class ModelSource(ABC):
     def tensors_below(self, path: str) -> list[str]:
         """Names of the tensors at and below module `path`."""
         return [name for name in self.sizes() if name.startswith(f"{path}.")]
+
+
+def structure_of(module: nn.Module) -> nn.Module:
+    """A copy of `module` that can be changed freely; it shares the tensors, which must not be."""
+    memo = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return deepcopy(module, memo).eval()
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from laconic.calibrate import data
 from laconic.errors import DataError
-from laconic.measure import data
 
 
 class Words:

@@ -1,0 +1,261 @@
+"""Sequences on their way through the blocks of a model, one block at a time.
+
+Where each block takes what the one before it gave, only the hidden states are kept between blocks
+(`SequentialStream`). Where something else lies between blocks, the whole model is run for each of them
+(`WholeStream`): slower, and all weights stay in memory, but the same to those who use it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from laconic.calibrate.live import LiveBlock
+from laconic.calibrate.outline import call, outline_of
+from laconic.calibrate.states import States
+from laconic.errors import DataError
+from laconic.models.source import ModelSource, structure_of
+from laconic.numerics.parallel import one_thread, parallel_map
+from laconic.tensors.dtypes import to_raw
+
+Inputs = Sequence[dict[str, Tensor]]  # one sequence each, batch dimension 1
+Visit = Callable[
+    [int, Callable[[], Any]], Any
+]  # of a sequence and what runs it; returns its result
+
+
+class Stream(ABC):
+    """Sequences before some block."""
+
+    count: int
+
+    @abstractmethod
+    def run(self, number: int, block: nn.Module, sequence: int) -> Any:
+        """Takes a sequence through `block`, in the place of block `number`."""
+
+    @abstractmethod
+    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
+        """Leaves all sequences behind `block`. `visit(sequence, forward)` may look on."""
+
+    def resume(self, number: int) -> bool:
+        """Stands before block `number`, where an interrupted run had come; false if it cannot."""
+        return False
+
+    def forget(self, number: int) -> None:  # noqa: B027
+        """Drops what was kept to resume before block `number`."""
+
+    @abstractmethod
+    def fork(self) -> "Stream":
+        """The same sequences at the same place, going their own way from here."""
+
+    @abstractmethod
+    def finish(self, sequence: int) -> Any:
+        """What the model answers to a sequence that has been through all blocks."""
+
+    @property
+    @abstractmethod
+    def outline(self) -> nn.Module:
+        """The model around the blocks; what `finish` calls."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block is called with besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class SequentialStream(Stream):
+    """Hidden states between two blocks, and the other arguments of each block."""
+
+    def __init__(
+        self, outline: nn.Module, paths: Sequence[str], inputs: Inputs, device: str,
+        calls: Sequence[Sequence[Call]], states: States, folder: Path | None, name: str = "hidden",
+    ) -> None:  # fmt: skip
+        self._outline, self._paths, self._inputs, self._device = outline, paths, inputs, device
+        self._calls, self._states, self._folder, self._name = calls, states, folder, name
+        self.count = len(inputs)
+
+    def run(self, number: int, block: nn.Module, sequence: int) -> Tensor:
+        given = self._calls[sequence][number]
+        hidden = self._states.get(sequence).to(self._device)
+        return _hidden(block(hidden, *given.args, **given.kwargs))
+
+    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
+        after = States.new(self._folder, f"{self._name}-{number + 1}")
+
+        def move(sequence: int) -> None:
+            def forward() -> Tensor:
+                return self.run(number, block, sequence)
+
+            out: Tensor = forward() if visit is None else visit(sequence, forward)
+            after.put(sequence, out.cpu())
+
+        parallel_map(move, range(self.count))
+        self._states = after
+
+    def resume(self, number: int) -> bool:
+        if self._folder is None or not (self._folder / f"{self._name}-{number}").is_dir():
+            return False
+        self._states = States(self._folder / f"{self._name}-{number}")
+        return True
+
+    def forget(self, number: int) -> None:
+        """Drops the hidden states before block `number`, once they are not needed to resume."""
+        if self._folder is not None:
+            States(self._folder / f"{self._name}-{number}").drop()
+
+    def fork(self) -> "SequentialStream":
+        return SequentialStream(
+            self._outline, self._paths, self._inputs, self._device, self._calls, self._states,
+            self._folder, "reference",
+        )  # fmt: skip
+
+    def finish(self, sequence: int) -> Any:
+        last = self._states.get(sequence).to(self._device)
+        for path in self._paths:
+            block = self._outline.get_submodule(path)
+            block.forward = lambda *args, **kwargs: last
+        return call(self._outline, self._inputs[sequence], self._device)
+
+    @property
+    def outline(self) -> nn.Module:
+        return self._outline
+
+
+class WholeStream(Stream):
+    """The whole model, every block of it in memory, run from end to end for each block."""
+
+    def __init__(
+        self, outline: nn.Module, blocks: Mapping[str, nn.Module], inputs: Inputs, device: str
+    ) -> None:
+        self._outline, self._paths = outline, list(blocks)
+        self._inputs, self._device, self.count = inputs, device, len(inputs)
+        for path, block in blocks.items():
+            outline.set_submodule(path, block)
+
+    def run(self, number: int, block: nn.Module, sequence: int) -> Any:
+        if self._outline.get_submodule(self._paths[number]) is not block:
+            self._outline.set_submodule(self._paths[number], block)
+        return call(self._outline, self._inputs[sequence], self._device)
+
+    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
+        self._outline.set_submodule(self._paths[number], block)
+        if visit is not None:
+            parallel_map(lambda s: visit(s, lambda: self.run(number, block, s)), range(self.count))
+
+    def fork(self) -> "WholeStream":
+        twin = structure_of(self._outline)
+        blocks = {path: twin.get_submodule(path) for path in self._paths}
+        return WholeStream(twin, blocks, self._inputs, self._device)
+
+    def finish(self, sequence: int) -> Any:
+        return call(self._outline, self._inputs[sequence], self._device)
+
+    @property
+    def outline(self) -> nn.Module:
+        return self._outline
+
+
+def open_stream(
+    source: ModelSource, inputs: Inputs, *, device: str = "cpu", folder: Path | None = None
+) -> Stream:
+    """Sequences before the first block of `source`.
+
+    Args:
+        source: the model.
+        inputs: what the model is called with, by argument name, one sequence each.
+        device: where to compute.
+        folder: where hidden states are kept between blocks; in memory if there is none.
+
+    Raises:
+        DataError: there are no sequences, or the model cannot take them.
+    """
+    if not inputs:
+        raise DataError("there are no calibration sequences")
+    outline = outline_of(source, device)
+    paths = [block.name for block in source.blocks]
+    recorder = _Recorder(outline, paths)
+    states = States.new(folder, "hidden-0")
+    pool: dict[Any, Tensor] = {}
+    calls = []
+    with torch.inference_mode(), one_thread():
+        for number, given in enumerate(inputs):
+            if not recorder.record(given, device):
+                blocks = {b.name: LiveBlock(source, b, device).module for b in source.blocks}
+                return WholeStream(outline_of(source, device), blocks, inputs, device)
+            states.put(number, recorder.hidden.cpu())
+            calls.append([_interned(call, pool) for call in recorder.calls])
+    return SequentialStream(outline, paths, inputs, device, calls, states, folder)
+
+
+class _Stop(Exception):
+    """The last block was reached."""
+
+
+class _Recorder:
+    """Puts a listener into the place of each block of an outline, and sees whether they form a chain."""
+
+    def __init__(self, outline: nn.Module, paths: Sequence[str]) -> None:
+        self._outline, self._count = outline, len(paths)
+        self.hidden: Tensor
+        self.calls: list[Call] = []
+        self.chained = True
+        for number, path in enumerate(paths):
+            block = outline.get_submodule(path)
+            block.forward = partial(self._listen, number)
+
+    def record(self, inputs: dict[str, Tensor], device: str) -> bool:
+        """Runs the model up to its last block; false if the blocks do not follow one another."""
+        self.calls, self.chained = [], True
+        try:
+            call(self._outline, inputs, device)
+        except _Stop:
+            return self.chained
+        except (TypeError, IndexError, RuntimeError, ValueError) as error:
+            if self.calls:  # something between blocks did not take what a block does not give
+                return False
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"the model cannot take this data: {reason}") from error
+        return False
+
+    def _listen(self, number: int, *args: Any, **kwargs: Any) -> Tensor:
+        rest = dict(kwargs)
+        hidden = args[0] if args else rest.pop("hidden_states", None)
+        if number != len(self.calls) or not isinstance(hidden, Tensor):
+            self.chained = False
+        elif number == 0:
+            self.hidden = hidden
+        elif hidden is not self.hidden:
+            self.chained = False
+        self.calls.append(Call(tuple(args[1:]), rest))
+        if number == self._count - 1 or not self.chained:
+            raise _Stop
+        return self.hidden
+
+
+def _interned(call: Call, pool: dict[Any, Tensor]) -> Call:
+    """The call with one copy of each tensor that occurs again: masks, rotary tables."""
+
+    def intern(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(intern(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        raw = to_raw(value)
+        return pool.setdefault((value.shape, value.dtype, xxhash.xxh3_128_digest(raw.data)), value)
+
+    return Call(intern(call.args), {name: intern(value) for name, value in call.kwargs.items()})
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states in what a block returns."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
