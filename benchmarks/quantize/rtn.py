@@ -9,8 +9,7 @@ from torch import nn
 
 import laconic
 from benchmarks.bench import Bench
-from laconic.evaluate import evaluate
-from laconic.measure.data import (
+from laconic.calibrate.data import (
     Labelled,
     image_statistics,
     read_images,
@@ -18,6 +17,7 @@ from laconic.measure.data import (
     read_text,
     windows,
 )
+from laconic.evaluate import evaluate
 from laconic.models.safetensors import find_shards
 from laconic.quantize.rtn import RTN
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import xxhash
 from torch import nn
 
-import laconic
 from laconic.allocate.budget import Budget
 from laconic.calibrate.calibration import FITTED, Calibration, read_calibration
 from laconic.calibrate.inputs import Subject
@@ -21,7 +21,10 @@ from laconic.hf import prepare_for_saving, quantization_config
 from laconic.measure.resources import peak_rss_bytes
 from laconic.method import BlockMethod, LayerMethod, Method, ModelMethod, Needs
 from laconic.models.directory import DirectorySink
+from laconic.models.edited import EditedSource
+from laconic.models.edits import apply_edits
 from laconic.models.layout import Layer
+from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
 from laconic.models.sink import MemorySink
 from laconic.models.source import ModelSource
@@ -136,6 +139,8 @@ def compress(
     started = time.perf_counter()
     job.read_data(data, windows)
     plan = job.plan(Budget.parse(budget) if isinstance(budget, str) else budget, out is not None)
+    if plan.edits:
+        job.edit(plan.edits, in_place=out is None)
     for _ in range(RETRIES):
         try:
             layers, stored = job.run(plan, None if out is None else Path(out), overwrite)
@@ -150,7 +155,7 @@ def compress(
     if out is None and isinstance(model, nn.Module):
         if hasattr(model, "save_pretrained"):
             modules = sorted({layer.module for layer in job.layers})
-            prepare_for_saving(model, quantization_config(modules, plan.recipe()))
+            prepare_for_saving(model, quantization_config(modules, plan.recipe(), plan.edits))
         return Compression(report, model)
     return Compression(report)
 
@@ -216,7 +221,9 @@ class Job:
             )
             self.warnings += found.notes
             steps = planned_steps(found.methods)
-            return Plan([*steps, *Plan.of(self.chain[1:]).steps], edits=found.edits)  # type: ignore[arg-type]
+            planner = {"method": name_of(type(first)), "settings": first.settings()}
+            rest = Plan.of(self.chain[1:]).steps  # type: ignore[arg-type]
+            return Plan([*steps, *rest], edits=found.edits, planner=planner)
         if budget is None:
             return Plan.of(self.chain)  # type: ignore[arg-type]
         members = tuple(m for m in self.chain if isinstance(m, LayerMethod))
@@ -227,6 +234,15 @@ class Job:
             coded=coded, options=self.options, progress=self.progress,
         )  # fmt: skip
 
+    def edit(self, edits: Sequence[dict[str, Any]], *, in_place: bool) -> None:
+        """Changes the structure: of the model in memory, or of what is read from disk."""
+        if in_place:
+            apply_edits(self.source.skeleton, edits)
+            self.source = MemorySource(self.source.skeleton, self.source.name)
+        else:
+            self.source = EditedSource(self.source, edits)
+        self.__dict__.pop("layers", None)
+
     def run(self, plan: Plan, out: Path | None, overwrite: bool) -> tuple[list[LayerReport], int]:
         """Runs the plan; returns the layers' reports and the stored bytes.
 
@@ -235,7 +251,8 @@ class Job:
         """
 
         def save_config(folder: Path, modules: list[str]) -> None:
-            self.source.save_config(folder, quantization_config(modules, plan.recipe()))
+            config = quantization_config(modules, plan.recipe(), plan.edits)
+            self.source.save_config(folder, config)
 
         sink: MemorySink | DirectorySink
         if out is None:
@@ -265,7 +282,7 @@ class Job:
             return None
         data = None if self.calibration is None else self.calibration.fingerprint
         parts = [
-            laconic.__version__, source, plan.recipe(), plan.edits, data, list(self.also),
+            version("laconic"), source, plan.recipe(), plan.edits, data, list(self.also),
             self.options.inputs, self.options.order,
         ]  # fmt: skip
         return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())

@@ -4,6 +4,7 @@ After `import laconic.hf`, `AutoModel.from_pretrained` opens directories that la
 `save_pretrained` writes them again, byte for byte.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from laconic.errors import CorruptFile
+from laconic.errors import CorruptFile, UnsupportedModel, UsageError
+from laconic.models.edits import apply_edits
 from laconic.models.safetensors import read_headers
 from laconic.models.sink import tie_heads
 from laconic.tensors.replacement import materialise, replace_module, twin_class
@@ -21,22 +23,27 @@ METHOD = "laconic"
 FORMAT = 1
 
 
-def quantization_config(modules: list[str], recipe: list[dict[str, Any]]) -> dict[str, Any]:
+def quantization_config(
+    modules: list[str], recipe: list[dict[str, Any]], edits: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """What `config.json` says of a compressed model.
 
     Args:
         modules: paths of the compressed modules.
         recipe: the methods that made it, in order, each with its settings.
+        edits: changes of the structure, replayed before the weights are loaded.
     """
-    return {"quant_method": METHOD, "format": FORMAT, "modules": modules, "recipe": recipe}
+    config = {"quant_method": METHOD, "format": FORMAT, "modules": modules, "recipe": recipe}
+    return config | ({"edits": list(edits)} if edits else {})
 
 
 class LaconicConfig(QuantizationConfigMixin):
     """The `quantization_config` of a model that laconic compressed; see `quantization_config`."""
 
     def __init__(
-        self, modules: list[str], recipe: list[dict[str, Any]], format: int = FORMAT, **_: Any
-    ) -> None:
+        self, modules: list[str], recipe: list[dict[str, Any]], format: int = FORMAT,
+        edits: Sequence[Mapping[str, Any]] = (), **_: Any,
+    ) -> None:  # fmt: skip
         if format != FORMAT:
             raise CorruptFile(
                 f"the model is of laconic format {format}, this laconic reads {FORMAT}: "
@@ -48,6 +55,8 @@ class LaconicConfig(QuantizationConfigMixin):
         self.format = format
         self.modules = modules
         self.recipe = recipe
+        if edits:
+            self.edits = list(edits)
 
 
 class LaconicQuantizer(HfQuantizer):
@@ -62,6 +71,10 @@ class LaconicQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **_: Any
     ) -> Any:
+        try:
+            apply_edits(model, getattr(self.quantization_config, "edits", ()))
+        except (UsageError, UnsupportedModel) as error:
+            raise CorruptFile(f"config.json: its edits do not fit the model: {error}") from error
         entries = read_headers(Path(file) for file in checkpoint_files or [])
         for name in [n for n in model.all_tied_weights_keys if n in entries]:
             model.all_tied_weights_keys.pop(name)  # stored on its own: it was not tied

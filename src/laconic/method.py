@@ -169,7 +169,8 @@ def _is_required(field: Field[Any]) -> bool:
 def _convert(text: str, kind: Any, name: str) -> Any:
     """`text` as a value of type `kind`; unions are tried in order."""
     if get_origin(kind) in (Union, UnionType):
-        for member in get_args(kind):
+        members = sorted(get_args(kind), key=lambda member: member is not type(None))
+        for member in members:  # "none" is a word, but where none may be given it is meant
             try:
                 return _convert(text, member, name)
             except UsageError:

@@ -93,6 +93,7 @@ class Plan:
         table: the measurements that a budget was spread over, to spread it again.
         target: bytes that the table was spread to.
         edits: changes of the structure, made first.
+        planner: the method that planned it and its settings, as JSON, if one did.
         warnings: for the report.
     """
 
@@ -102,6 +103,7 @@ class Plan:
     table: "OptionTable | None" = None
     target: float = 0.0
     edits: tuple[dict[str, Any], ...] = ()
+    planner: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
@@ -111,7 +113,7 @@ class Plan:
 
     def recipe(self) -> list[dict[str, Any]]:
         """The chain as JSON."""
-        return [
+        return ([self.planner] if self.planner else []) + [
             step.recipe()
             if isinstance(step, PlannedStep)
             else {"method": name_of(type(step)), "settings": step.settings()}

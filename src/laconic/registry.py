@@ -47,6 +47,21 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.rtn:RTN",
         "Rounds every weight to the nearest point of a uniform grid; needs no data.",
     ),
+    "evopress": Entry(
+        Kind.METHOD,
+        "laconic.allocate.evopress:EvoPress",
+        "Searches the strength of every layer for the least loss of the whole model at given bits.",
+    ),
+    "evopress-depth": Entry(
+        Kind.METHOD,
+        "laconic.allocate.evopress:EvoPressDepth",
+        "Searches which attentions and MLPs, or blocks, a model misses least, and drops them.",
+    ),
+    "gptq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.gptq:GPTQ",
+        "Rounds to a uniform grid column by column, later columns making up for the error of earlier ones.",
+    ),
     "int": Entry(
         Kind.QUANTIZER,
         "laconic.tensors.integer:IntQuantizer",

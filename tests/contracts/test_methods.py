@@ -14,10 +14,13 @@ from laconic.registry import ENTRIES, Kind
 from laconic.tensors import CompressedTensor
 from laconic.tensors.stored import decode, encode
 from tests.contracts.cases import METHODS
+from tests.contracts.data import stats_for
 from tests.tensors.strategies import same_bits
 
 NAMES = [name for name, entry in ENTRIES.items() if entry.kind is Kind.METHOD]
 ALL = [(name, settings) for name, variants in METHODS.items() for settings in variants]
+IMAGES = [{"x": torch.randn(1, 3, 8, 8)} for _ in range(4)]
+ROWS = [{"x": torch.randn(30, 64)} for _ in range(4)]
 SHAPES = [(16, 48), (1, 1), (1, 40), (40, 1), (7, 13), (8, 4, 3, 3), (6, 5, 3)]
 
 
@@ -38,6 +41,10 @@ def method(request) -> Method:
 @pytest.fixture
 def layer_method(method) -> LayerMethod:
     return method if isinstance(method, LayerMethod) else pytest.skip("sees more than a layer")
+
+
+def compressed(method, weight):
+    return method.compress_weight(weight, stats_for(method, weight))
 
 
 class TestEveryMethod:
@@ -70,7 +77,7 @@ class TestEveryLayerMethod:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_keeps_shape_and_dtype(self, layer_method, shape, dtype):
         weight = torch.randn(shape).to(dtype)
-        value = layer_method.compress_weight(weight)
+        value = compressed(layer_method, weight)
         assert isinstance(value, CompressedTensor)
         assert (value.shape, value.dtype) == (weight.shape, dtype)
         dense = value.dense()
@@ -79,16 +86,16 @@ class TestEveryLayerMethod:
     def test_the_weight_is_not_changed(self, layer_method):
         weight = torch.randn(16, 48)
         before = weight.clone()
-        layer_method.compress_weight(weight)
+        compressed(layer_method, weight)
         assert torch.equal(weight, before)
 
     def test_equal_weights_give_equal_bytes(self, layer_method):
         weight = torch.randn(16, 48)
-        once, again = (encode(layer_method.compress_weight(weight.clone())) for _ in range(2))
+        once, again = (encode(compressed(layer_method, weight.clone())) for _ in range(2))
         assert once == again
 
     def test_bytes_come_back(self, layer_method):
-        value = layer_method.compress_weight(torch.randn(16, 48).bfloat16())
+        value = compressed(layer_method, torch.randn(16, 48).bfloat16())
         back = decode(encode(value))
         assert same_bits(back.dense(), value.dense()) and back.format == value.format
         assert encode(back) == encode(value)
@@ -96,31 +103,31 @@ class TestEveryLayerMethod:
 
     def test_is_smaller_and_near(self, layer_method):
         weight = torch.randn(128, 256)
-        value = layer_method.compress_weight(weight)
+        value = compressed(layer_method, weight)
         assert value.stored_bytes < weight.nbytes / 2 and value.resident_bytes < weight.nbytes
         assert (value.dense() - weight).norm() < weight.norm()
 
     def test_zeros_stay_zeros(self, layer_method):
-        assert (layer_method.compress_weight(torch.zeros(4, 24)).dense() == 0).all()
+        assert (compressed(layer_method, torch.zeros(4, 24)).dense() == 0).all()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_damaged_weights(self, layer_method, bad):
         weight = torch.randn(8, 24)
         weight[3, 7] = bad
         with pytest.raises(BadWeights):
-            layer_method.compress_weight(weight)
+            compressed(layer_method, weight)
 
     def test_options_are_the_same_method_at_other_strengths(self, layer_method):
         options = layer_method.options()
         assert options and all(type(option) is type(layer_method) for option in options)
         assert len(set(options)) == len(options)
-        sizes = [o.compress_weight(torch.randn(32, 256)).stored_bytes for o in options]
+        sizes = [compressed(o, torch.randn(32, 256)).stored_bytes for o in options]
         assert min(sizes) > 0
 
     def test_a_whole_model(self, layer_method):
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
         x = torch.randn(2, 3, 8, 8)
-        report = compress(model, layer_method).report
+        report = compress(model, layer_method, IMAGES).report
         assert len(report.layers) == 2 and report.stored_bytes < report.dense_bytes
         assert model(x).shape == (2, 5) and model(x).isfinite().all()
 
@@ -128,5 +135,5 @@ class TestEveryLayerMethod:
         if len(layer_method.options()) < 2:
             pytest.skip("has one strength")
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-        report = compress(model, layer_method, budget="60%").report
+        report = compress(model, layer_method, ROWS, budget="60%").report
         assert report.kept <= 0.6

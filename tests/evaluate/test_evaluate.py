@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import laconic
+from laconic.calibrate.data import Labelled
 from laconic.errors import DataError, UsageError
 from laconic.evaluate import compare, evaluate
-from laconic.measure.data import Labelled
 from laconic.quantize.rtn import RTN
 from laconic.zoo import REFERENCE, TEST_TEXT
 from laconic.zoo.resnet import resnet20

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from laconic.calibrate.data import Labelled
 from laconic.errors import DataError, UsageError
-from laconic.measure.data import Labelled
 from laconic.measure.losses import labelled_batches, language_batches, measure_losses
 from laconic.measure.paired import bootstrap, paired
 from laconic.measure.speed import seconds, speed_ratio

@@ -7,11 +7,10 @@ from torch import nn
 
 from laconic.errors import CorruptFile, UnsupportedModel
 from laconic.tensors import Dense, IntQuantizer, Stacked
+from laconic.tensors.convolutions import CompressedConv1d, CompressedConv2d
+from laconic.tensors.experts import CompressedExperts
 from laconic.tensors.modules import (
-    CompressedConv1d,
-    CompressedConv2d,
     CompressedEmbedding,
-    CompressedExperts,
     CompressedLinear,
     TiedEmbedding,
     TiedLinear,

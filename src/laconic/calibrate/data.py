@@ -17,6 +17,7 @@ from laconic.errors import DataError
 
 MAX_CONTEXT = 2048
 MAX_SENTENCE = 128  # tokens of a labelled sentence
+CHARACTERS_A_TOKEN, MARGIN = 5, 64  # a first guess; tokens before a cut that are left out
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -66,20 +67,42 @@ def read_text(path: Path) -> str:
     return text
 
 
-def windows(text: str, tokenizer: Any, context: int) -> Tensor:
+def windows(text: str, tokenizer: Any, context: int, limit: int | None = None) -> Tensor:
     """(N, T) token windows of min(context, 2048) without overlap and without BOS; the tail is dropped.
+
+    Args:
+        text: any length.
+        tokenizer: of the model.
+        context: tokens that the model takes.
+        limit: so many windows are enough; no more text is tokenized than they need.
 
     Raises:
         DataError: the text is shorter than one window.
     """
     length = min(context, MAX_CONTEXT)
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = torch.tensor(encoded, dtype=torch.long)
+    tokens = _tokens(text, tokenizer, None if limit is None else limit * length)
     if len(tokens) < length:
         raise DataError(
             f"the text has {len(tokens)} tokens, one window of this model needs {length}: give more"
         )
-    return tokens[: len(tokens) // length * length].view(-1, length)
+    return tokens[: len(tokens) // length * length].view(-1, length)[:limit]
+
+
+def _tokens(text: str, tokenizer: Any, enough: int | None) -> Tensor:
+    """The tokens of `text`; of as much of its beginning as gives `enough`, if that is given.
+
+    The beginning ends at a line's end, and its last tokens are left out: no token of the whole text
+    straddles what is kept.
+    """
+    size = len(text) if enough is None else CHARACTERS_A_TOKEN * enough
+    while size < len(text):
+        end = text.rfind("\n", 0, size) + 1 or size
+        tokens = tokenizer(text[:end], add_special_tokens=False, verbose=False)["input_ids"]
+        if enough is not None and len(tokens) >= enough + MARGIN:
+            return torch.tensor(tokens[:enough], dtype=torch.long)
+        size *= 2
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(encoded, dtype=torch.long)
 
 
 def read_sentences(path: Path, tokenizer: Any, limit: int = MAX_SENTENCE) -> Labelled:

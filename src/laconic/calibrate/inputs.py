@@ -104,4 +104,4 @@ def read_inputs(data: Any, subject: Subject, limit: int | None = None) -> Tensor
             MAX_SENTENCE, getattr(subject.config, "max_position_embeddings", MAX_SENTENCE)
         )
         return read_sentences(path, tokenizer, longest)
-    return windows(read_text(path), tokenizer, subject.context)
+    return windows(read_text(path), tokenizer, subject.context, limit)

@@ -9,9 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from laconic.errors import DataError, UsageError
-from laconic.loading import load
-from laconic.measure.data import (
+from laconic.calibrate.data import (
     Labelled,
     image_statistics,
     read_images,
@@ -19,6 +17,8 @@ from laconic.measure.data import (
     read_text,
     windows,
 )
+from laconic.errors import DataError, UsageError
+from laconic.loading import load
 from laconic.measure.losses import (
     Batch,
     Losses,

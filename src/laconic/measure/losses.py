@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from laconic.calibrate.data import Labelled
 from laconic.errors import DataError
-from laconic.measure.data import Labelled
 from laconic.progress import SILENT, Progress
 
 Batch = tuple[

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from laconic.calibrate.collect import LayerStats
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.tensors import CompressedTensor, IntQuantizer
 
@@ -42,7 +43,7 @@ class RTN(LayerMethod):
         """The grid as a quantizer; checks the settings."""
         return IntQuantizer(self.bits, self.group, self.symmetric, self.range)
 
-    def compress_weight(self, weight: Tensor) -> CompressedTensor:
+    def compress_weight(self, weight: Tensor, stats: LayerStats | None = None) -> CompressedTensor:
         """`weight` (out, in, ...) on its grid."""
         return self.quantizer().quantize(weight)
 

@@ -1,9 +1,9 @@
 """`CompressedTensor`: the value of a weight, in however few bytes; and what may stand before it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ class State:
     Attributes:
         kind: names the class that reads it.
         meta: JSON values: shape, dtype, settings.
-        arrays: tensors; unsigned codes stand unpacked, one byte each, and are entropy coded at rest.
-        parts: nested tensors, as in sums and stacks.
+        arrays: tensors; unsigned codes stand unpacked, as uint8 or uint16, and are entropy coded at
+            rest.
+        parts: nested values, as in sums and stacks.
     """
 
     kind: str
@@ -30,7 +31,11 @@ class State:
 
 
 class Stateful(ABC):
-    """What can be turned into a `State` and back; the class is found by its `kind`."""
+    """What can be turned into a `State` and back; the class is found by its `kind`.
+
+    A frozen dataclass: its tensors are its fields that hold tensors, states, other stateful values,
+    or tuples of these.
+    """
 
     kind: ClassVar[str]
 
@@ -43,9 +48,10 @@ class Stateful(ABC):
     def from_state(cls, state: State) -> Self:
         """Inverse of `state`; raises `CorruptFile` if the values do not fit together."""
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What it occupies in memory, by attribute name."""
+        """What it occupies in memory, by attribute name; `left.scale` is within `left`."""
+        named = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return dict(pair for name, value in named for pair in _leaves(name, value))
 
     @property
     def resident_bytes(self) -> int:
@@ -64,16 +70,48 @@ class Stateful(ABC):
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return self.replace_tensors(moved)
 
-    @abstractmethod
     def replace_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy that holds `tensors` (as `tensors()` names them) in place of its own."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        renewed = {name: _renewed(name, value, tensors) for name, value in named.items()}
+        return replace(self, **renewed)  # type: ignore[type-var]
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in `value` with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Stateful):
+        yield from ((f"{path}.{name}", tensor) for name, tensor in value.tensors().items())
+    elif isinstance(value, State):
+        for name, part in (*value.arrays.items(), *value.parts.items()):
+            yield from _leaves(f"{path}.{name}", part)
+    elif isinstance(value, tuple):
+        for number, part in enumerate(value):
+            yield from _leaves(f"{path}.{number}", part)
+
+
+def _renewed(path: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """`value` with its tensors replaced by those at the same paths."""
+    if isinstance(value, Tensor):
+        return tensors[path]
+    if isinstance(value, Stateful):
+        inside = {n.removeprefix(f"{path}."): tensors[n] for n, _ in _leaves(path, value)}
+        return value.replace_tensors(inside)
+    if isinstance(value, State):
+        arrays = {n: _renewed(f"{path}.{n}", array, tensors) for n, array in value.arrays.items()}
+        parts = {n: _renewed(f"{path}.{n}", part, tensors) for n, part in value.parts.items()}
+        return replace(value, arrays=arrays, parts=parts)
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return tuple(_renewed(f"{path}.{i}", part, tensors) for i, part in enumerate(value))
+    return value
 
 
 class CompressedTensor(Stateful):
     """The value of a weight.
 
-    A subclass gives `shape`, `dtype`, `dense`, and the four methods of `Stateful`; it gains exact
-    byte counts, storage, and the modules that compute with it.
+    A subclass gives `shape`, `dtype`, `dense`, `state` and `from_state`; it gains exact byte counts,
+    storage, and the modules that compute with it.
 
     Attributes:
         shape: of the dense weight, (out, in, ...).
@@ -132,11 +170,57 @@ class CompressedTensor(Stateful):
 
 
 class InputTransform(Stateful):
-    """What a module applies to its input before it multiplies: a scale, a rotation, ..."""
+    """What a module applies to its input before it multiplies: an invertible matrix T (in, in).
+
+    A subclass gives `width`, `__call__`, and both directions on rows of weights; the weight that
+    stands behind it is `fold` of the original.
+    """
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels that it takes and gives."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """`x` (..., in), transformed."""
+        """`x` (..., in), transformed: each vector x becomes T x; in the dtype of `x`."""
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """`W T^-1`, which applied to a transformed input gives what `weight` gives for the original.
+
+        Args:
+            weight: (out, in, ...); of a convolution, all its positions alike.
+
+        Raises:
+            UsageError: the weight has another number of input channels.
+        """
+        return self._along_inputs(weight, self._fold)
+
+    def unfold(self, weight: Tensor) -> Tensor:
+        """`W T` of a weight (out, in, ...), the inverse of `fold`."""
+        return self._along_inputs(weight, self._unfold)
+
+    def moment(self, moment: Tensor) -> Tensor:
+        """The second moment `T H T^t` of the transformed input, from the input's own H (in, in)."""
+        return self(self(moment).mT).mT
+
+    @abstractmethod
+    def _fold(self, rows: Tensor) -> Tensor:
+        """`rows` (..., in) of a weight, float32 or float64, times T^-1."""
+
+    @abstractmethod
+    def _unfold(self, rows: Tensor) -> Tensor:
+        """`rows` (..., in) of a weight, float32 or float64, times T."""
+
+    def _along_inputs(self, weight: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        if weight.ndim < 2 or weight.shape[1] != self.width:
+            raise UsageError(
+                f"a {self.kind} of {self.width} channels does not fit a weight of shape "
+                f"{tuple(weight.shape)}"
+            )
+        rows = weight.movedim(1, -1)
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        return function(wide).to(weight.dtype).movedim(-1, 1).contiguous()
 
 
 def checked_index(index: Tensor, rows: int) -> Tensor:
@@ -179,3 +263,19 @@ def from_state(state: State) -> Stateful:
         return _KINDS[state.kind].from_state(state)
     except FAULTS as error:
         raise CorruptFile(f"a {state.kind} tensor is damaged: {error!r}") from error
+
+
+T = TypeVar("T", bound=Stateful)
+
+
+def nested(state: State, name: str, kind: type[T]) -> T:
+    """The value that `state` holds as part `name`; `CorruptFile` if it is no `kind`."""
+    value = from_state(state.parts[name])
+    if not isinstance(value, kind):
+        raise CorruptFile(f"part {name!r} is a {value.kind}, a {kind.__name__} is expected")
+    return value
+
+
+def nested_row(state: State, kind: type[T]) -> tuple[T, ...]:
+    """The parts of `state` that are named 0, 1, 2, ..."""
+    return tuple(nested(state, str(number), kind) for number in range(len(state.parts)))

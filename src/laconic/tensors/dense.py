@@ -1,6 +1,5 @@
 """`Dense`: a weight as it was; stored without loss as byte planes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -47,12 +46,6 @@ class Dense(CompressedTensor):
     @classmethod
     def from_state(cls, state: State) -> Self:
         return cls(state.arrays["value"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"value": self.value}
-
-    def replace_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return type(self)(tensors["value"])
 
 
 register_kind(Dense)

@@ -5,15 +5,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from laconic.errors import UsageError
 from laconic.numerics.golden import golden_section
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.grouped import Grouped
+from laconic.tensors.packing import PRECISION, grouped, matrix, spread
 from laconic.tensors.quantizer import Quantizer, register_quantizer
 
-PRECISION = torch.float32
 SMALLEST_CLIP = 0.2  # of the range, where the search for the least error ends
 SMALLEST_SCALE = torch.finfo(torch.bfloat16).tiny
 WEIGHTS_AT_ONCE = 1 << 22  # weights whose ranges are searched together: bounds the memory
@@ -76,33 +75,33 @@ class IntQuantizer(Quantizer[Grid]):
 
     def fit(self, x: Tensor) -> Grid:
         """The grid of each group of `x` (R, ...)."""
-        rows = _matrix(x)
+        rows = matrix(x)
         group = self._group_size(rows)
         if self.group == "tensor":
             whole = rows.reshape(1, -1) if rows.numel() else rows.new_zeros(1, 1)
             extremes = _extremes(whole, whole.shape[1])
             if self.range == "mse":
                 return self._search(whole.unsqueeze(1), *extremes, group)
-            return self._grid(*extremes, group)
+            return self.grid(*extremes, group)
         if self.range == "minmax":
-            return self._grid(*_extremes(rows, group), group)
+            return self.grid(*_extremes(rows, group), group)
         step = max(1, WEIGHTS_AT_ONCE // max(1, rows.shape[1]))
         grids = [
-            self._search(_grouped(part, group), *_extremes(part, group), group)
+            self._search(grouped(part, group), *_extremes(part, group), group)
             for part in torch.split(rows, step)
         ]
         return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]), group)
 
     def encode(self, x: Tensor, params: Grid) -> Tensor:
         """Codes of `x`, same shape, uint8."""
-        scale, zero = _spread(params, _matrix(x))
-        codes = (_matrix(x) / scale).round_().add_(zero)
-        return codes.clamp_(*self._code_range).to(torch.uint8).reshape(x.shape)
+        scale, zero = _spread(params, matrix(x))
+        codes = (matrix(x) / scale).round_().add_(zero)
+        return codes.clamp_(*self.code_range).to(torch.uint8).reshape(x.shape)
 
     def decode(self, codes: Tensor, params: Grid) -> Tensor:
         """The values of `codes`, same shape, float32."""
-        scale, zero = _spread(params, _matrix(codes))
-        return ((_matrix(codes) - zero) * scale).reshape(codes.shape)
+        scale, zero = _spread(params, matrix(codes))
+        return ((matrix(codes) - zero) * scale).reshape(codes.shape)
 
     def pack(self, codes: Tensor, params: Grid, like: Tensor) -> CompressedTensor:
         """A `Grouped` tensor."""
@@ -112,14 +111,15 @@ class IntQuantizer(Quantizer[Grid]):
         )
 
     @property
-    def _code_range(self) -> tuple[int, int]:
+    def code_range(self) -> tuple[int, int]:
+        """Least and greatest code."""
         return (1 if self.symmetric else 0), 2**self.bits - 1
 
     def _group_size(self, rows: Tensor) -> int:
         columns = max(1, rows.shape[1])
         return columns if isinstance(self.group, str) else min(self.group, columns)
 
-    def _grid(self, low: Tensor, high: Tensor, group: int) -> Grid:
+    def grid(self, low: Tensor, high: Tensor, group: int) -> Grid:
         """The grid that spans [low, high] (R, G); scales rounded to bfloat16, never subnormal."""
         if self.symmetric:
             scale = torch.maximum(low.abs(), high.abs()) / (2 ** (self.bits - 1) - 1)
@@ -131,52 +131,37 @@ class IntQuantizer(Quantizer[Grid]):
             return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), group)
         return Grid(scale, (-low / scale).round().clamp(0, 2**self.bits - 1), group)
 
-    def _search(self, grouped: Tensor, low: Tensor, high: Tensor, group: int) -> Grid:
-        """The clipped grid with the least squared error over `grouped` (R, G, group).
+    def _search(self, values: Tensor, low: Tensor, high: Tensor, group: int) -> Grid:
+        """The clipped grid with the least squared error over `values` (R, G, group).
 
         Errors are counted in steps of the unclipped grid: squares of the values themselves would
         vanish or overflow from 1e-19 and 1e19.
         """
-        step = self._grid(low, high, group).scale
-        steps = grouped / step.unsqueeze(-1)
+        step = self.grid(low, high, group).scale
+        steps = values / step.unsqueeze(-1)
 
         def loss(clip: Tensor) -> Tensor:
-            grid = self._grid(low * clip, high * clip, group)
+            grid = self.grid(low * clip, high * clip, group)
             scale, zero = (grid.scale / step).unsqueeze(-1), grid.zero.unsqueeze(-1)
-            codes = (steps / scale).round_().add_(zero).clamp_(*self._code_range)
+            codes = (steps / scale).round_().add_(zero).clamp_(*self.code_range)
             return codes.sub_(zero).mul_(scale).sub_(steps).square_().sum(dim=-1)
 
         clip = golden_section(loss, SMALLEST_CLIP, 1.0, tuple(low.shape), device=low.device)
-        return self._grid(low * clip, high * clip, group)
-
-
-def _matrix(x: Tensor) -> Tensor:
-    """(R, C) float32: all but the first dimension are columns."""
-    rows = x.shape[0] if x.ndim else 1
-    return x.reshape(rows, x.numel() // rows if rows else 0).to(PRECISION)
-
-
-def _grouped(rows: Tensor, group: int) -> Tensor:
-    """(R, G, group); a ragged last group is filled with zeros, which every grid represents."""
-    short = -rows.shape[1] % group
-    groups = -(-rows.shape[1] // group)
-    return F.pad(rows, (0, short)).reshape(rows.shape[0], groups, group)
+        return self.grid(low * clip, high * clip, group)
 
 
 def _extremes(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(R, G) least and greatest value; zero counts as a value, since every grid holds it."""
-    grouped = _grouped(rows, group)
-    if grouped.numel() == 0:
-        return (grouped.new_zeros(grouped.shape[:2]),) * 2
-    return grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
+    values = grouped(rows, group)
+    if values.numel() == 0:
+        return (values.new_zeros(values.shape[:2]),) * 2
+    return values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
 
 
 def _spread(grid: Grid, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero for every column of `rows` (R, C)."""
-    if grid.scale.shape[1] == 1:
-        return grid.scale, grid.zero
-    column_group = torch.arange(rows.shape[1], device=rows.device) // grid.group
-    return grid.scale[:, column_group], grid.zero[:, column_group]
+    columns = rows.shape[1]
+    return spread(grid.scale, columns, grid.group), spread(grid.zero, columns, grid.group)
 
 
 register_quantizer(IntQuantizer)

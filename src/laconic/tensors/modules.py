@@ -6,12 +6,12 @@ an unprepared loader stumbles over its shape instead of starting from random wei
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from laconic.errors import CorruptFile
 from laconic.tensors.compressed import CompressedTensor
@@ -20,18 +20,44 @@ from laconic.tensors.stored import Record, decode_record, encode
 Slot = Record | int  # a value, or the byte length of the blob that will bring it
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What an observer is shown of one multiplication.
+
+    Attributes:
+        slot: the module's parameter.
+        positions: which parts of a fused parameter were multiplied; empty where there is one.
+        raw: the module's input as it was given, (..., in).
+        inputs: the same after the slot's input transform, before its activation quantizer.
+        outputs: (..., out), with the bias.
+    """
+
+    slot: str
+    positions: tuple[int, ...]
+    raw: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+
+Observer = Callable[[Sight], None]
+
+
 class CompressedModule(nn.Module):
     """Base: keeps records, hands out values, reads and writes blobs.
 
     Args:
         slots: by parameter name a record, or the length of the blob that is to be loaded (as
             transformers does it, into a buffer on the meta device) before `materialise`.
+
+    Attributes:
+        observer: is shown every multiplication while it is set; calibration listens here.
     """
 
     slot_names: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         super().__init__()
+        self.observer: Observer | None = None
         self.records: dict[str, Record] = {}
         self.shapes: dict[str, torch.Size] = {}  # that loaded values must have, where known
         for name in self.slot_names:
@@ -79,14 +105,25 @@ class CompressedModule(nn.Module):
         parts = [*self.values.values(), *transforms]
         return sum(part.resident_bytes for part in parts)
 
-    def prepare(self, x: Tensor, slot: str = "weight") -> Tensor:
-        """The input after the slot's transform and activation quantizer."""
-        record = self.records[slot]
-        if record.transform is not None:
-            x = record.transform(x)
-        if record.activation is not None:
-            x = record.activation.project(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        return x
+    def transformed(self, x: Tensor, slot: str = "weight") -> Tensor:
+        """The input (..., in) after the slot's transform."""
+        transform = self.records[slot].transform
+        return x if transform is None else transform(x)
+
+    def quantized(self, x: Tensor, slot: str = "weight") -> Tensor:
+        """The transformed input (..., in) after the slot's activation quantizer."""
+        activation = self.records[slot].activation
+        if activation is None:
+            return x
+        return activation.project(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+    def show(
+        self, raw: Tensor, inputs: Tensor, outputs: Tensor,
+        slot: str = "weight", positions: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """Lets the observer see a multiplication, if there is one."""
+        if self.observer is not None:
+            self.observer(Sight(slot, positions, raw, inputs, outputs))
 
     def extra_repr(self) -> str:
         """What the module holds, for `print(model)`."""
@@ -142,7 +179,7 @@ class CompressedLinear(CompressedModule):
         self, slots: Mapping[str, Slot], bias: Tensor | None, in_features: int, out_features: int
     ) -> None:
         super().__init__(slots)
-        self.bias = None if bias is None else _parameter(bias)
+        self.bias = None if bias is None else as_parameter(bias)
         self.in_features, self.out_features = in_features, out_features
 
     @classmethod
@@ -154,60 +191,10 @@ class CompressedLinear(CompressedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., in) to (..., out)."""
-        y: Tensor = self.weight.matmul(self.prepare(x), self.bias)
+        inputs = self.transformed(x)
+        y: Tensor = self.weight.matmul(self.quantized(inputs), self.bias)
+        self.show(x, inputs, y)
         return y
-
-
-class _CompressedConv(CompressedModule):
-    """Convolutions: the geometry is the ordinary module's."""
-
-    convolve: ClassVar[Callable[..., Tensor]]
-    channels: ClassVar[int]  # their dimension in the input
-
-    def __init__(
-        self, slots: Mapping[str, Slot], bias: Tensor | None, geometry: dict[str, Any],
-        pad: tuple[list[int], str] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(slots)
-        self.bias = None if bias is None else _parameter(bias)
-        self.geometry = geometry
-        self.pad = pad
-
-    @classmethod
-    def from_module(cls, module: Any, slots: Mapping[str, Slot]) -> Self:
-        """From a convolution; padding with other than zeros is a step of its own."""
-        names = ("stride", "padding", "dilation", "groups")
-        geometry = {name: getattr(module, name) for name in names}
-        if module.padding_mode == "zeros":
-            return cls(slots, module.bias, geometry)
-        pad = (module._reversed_padding_repeated_twice, module.padding_mode)
-        return cls(slots, module.bias, geometry | {"padding": 0}, pad)
-
-    def prepare(self, x: Tensor, slot: str = "weight") -> Tensor:
-        """As for other modules, with the channels where convolutions have them."""
-        return super().prepare(x.movedim(self.channels, -1), slot).movedim(-1, self.channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` (B, in, ...) to (B, out, ...)."""
-        x = self.prepare(x)
-        if self.pad is not None:
-            x = F.pad(x, self.pad[0], mode=self.pad[1])
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return type(self).convolve(x, self.weight.dense(x.dtype), bias, **self.geometry)
-
-
-class CompressedConv1d(_CompressedConv):
-    """`nn.Conv1d` with a compressed weight (out, in / groups, k)."""
-
-    convolve = staticmethod(F.conv1d)
-    channels = -2
-
-
-class CompressedConv2d(_CompressedConv):
-    """`nn.Conv2d` with a compressed weight (out, in / groups, k, k)."""
-
-    convolve = staticmethod(F.conv2d)
-    channels = -3
 
 
 class CompressedEmbedding(CompressedModule):
@@ -242,7 +229,7 @@ class TiedLinear(nn.Module):
     def __init__(self, embedding: CompressedEmbedding, bias: Tensor | None = None) -> None:
         super().__init__()
         self.__dict__["embedding"] = embedding  # a plain reference: not a child, not in the state
-        self.bias = None if bias is None else _parameter(bias)
+        self.bias = None if bias is None else as_parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., dim) to (..., rows)."""
@@ -263,43 +250,13 @@ class TiedEmbedding(nn.Module):
         return rows
 
 
-class CompressedExperts(CompressedModule):
-    """Fused experts of a mixture: `gate_up_proj` (E, 2I, H) and `down_proj` (E, H, I) as stacks.
-
-    Only the experts that a batch is routed to are decoded.
-    """
-
-    slot_names = ("gate_up_proj", "down_proj")
-
-    def __init__(self, slots: Mapping[str, Slot], act_fn: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(slots)
-        self.act_fn = act_fn
-
-    @classmethod
-    def from_module(cls, module: Any, slots: Mapping[str, Slot]) -> Self:
-        """From the fused experts of transformers 5."""
-        return cls(slots, module.act_fn)
-
-    def forward(self, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """`x` (N, H), each token's experts (N, k) and their weights (N, k), to (N, H)."""
-        out = torch.zeros_like(x)
-        for expert in torch.unique(top_k_index).tolist():
-            token, slot = torch.where(top_k_index == expert)
-            hidden = self.prepare(x[token], "gate_up_proj")
-            gate_up = F.linear(hidden, self.gate_up_proj.slice(expert, x.dtype))
-            gate, up = gate_up.chunk(2, dim=-1)
-            hidden = self.prepare(self.act_fn(gate) * up, "down_proj")
-            result = F.linear(hidden, self.down_proj.slice(expert, x.dtype))
-            out.index_add_(0, token, (result * top_k_weights[token, slot, None]).to(out.dtype))
-        return out
-
-
 def is_conv1d(module: nn.Module) -> bool:
     """Whether `module` is GPT-2's linear layer, which keeps its weight as (in, out)."""
     return type(module).__name__ == "Conv1D"
 
 
-def _parameter(value: Tensor) -> nn.Parameter:
+def as_parameter(value: Tensor) -> nn.Parameter:
+    """`value` as a parameter; codes and other whole numbers have no gradients."""
     if isinstance(value, nn.Parameter):
         return value
     return nn.Parameter(value, requires_grad=value.is_floating_point())

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import CorruptFile, UnsupportedModel
+from laconic.tensors.convolutions import CompressedConv1d, CompressedConv2d
+from laconic.tensors.experts import CompressedExperts
 from laconic.tensors.modules import (
-    CompressedConv1d,
-    CompressedConv2d,
     CompressedEmbedding,
-    CompressedExperts,
     CompressedLinear,
     CompressedModule,
     Slot,

@@ -1,6 +1,5 @@
 """`Stacked`: matrices on top of one another, as the fused experts of a mixture are kept."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UsageError
-from laconic.tensors.compressed import CompressedTensor, State, from_state, register_kind
+from laconic.tensors.compressed import CompressedTensor, State, nested_row, register_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +69,8 @@ class Stacked(CompressedTensor):
 
     @classmethod
     def from_state(cls, state: State) -> Self:
-        parts = [from_state(state.parts[str(i)]) for i in range(len(state.parts))]
-        tensors = tuple(part for part in parts if isinstance(part, CompressedTensor))
-        if len(tensors) < len(parts):
-            raise UsageError("a part of a stack is not a tensor")
-        return cls(tensors, state.meta["per_slice"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{i}.{name}": tensor
-            for i, part in enumerate(self.parts)
-            for name, tensor in part.tensors().items()
-        }
-
-    def replace_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        parts = []
-        for i, part in enumerate(self.parts):
-            mine = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{i}.")}
-            parts.append(part.replace_tensors(mine))
-        return type(self)(tuple(parts), self.per_slice)
+        parts = nested_row(state, CompressedTensor)  # type: ignore[type-abstract]
+        return cls(parts, state.meta["per_slice"])
 
 
 register_kind(Stacked)

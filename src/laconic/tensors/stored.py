@@ -33,7 +33,8 @@ from laconic.tensors.quantizer import Quantizer
 CODEC = 1
 T = TypeVar("T", bound=Stateful)
 HEADER, RAW, BLOCK = range(3)  # section types
-WORTHWHILE_CODES = 1.0  # codes stand one byte each, so that even full ones shrink
+CODES = (torch.uint8, torch.uint16)
+WORTHWHILE_CODES = 1.0  # codes stand unpacked, so that even full ones shrink
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _rebuild(header: dict[str, Any], sections: Iterator[Section]) -> State:
 
 def _encode_array(tensor: Tensor) -> Section:
     raw = to_raw(tensor)
-    worthwhile = WORTHWHILE_CODES if tensor.dtype == torch.uint8 else blocks.WORTHWHILE
+    worthwhile = WORTHWHILE_CODES if tensor.dtype in CODES else blocks.WORTHWHILE
     coded = blocks.compress(raw, name_of(tensor.dtype), engine="rans", worthwhile=worthwhile)
     return Section(BLOCK, coded.data) if len(coded) < len(raw) else Section(RAW, raw.data)
 

@@ -1,0 +1,1 @@
+"""Proofs of how budgets are spread and searched over."""

@@ -1,0 +1,50 @@
+"""`Coded`: what the formats have in common that decode row by row from packed codes."""
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.tensors.compressed import CompressedTensor, checked_index
+from laconic.tensors.packing import matrix_shape
+
+
+class Coded(CompressedTensor):
+    """Base of formats that keep codes packed: decoded by a kernel on a CPU, by torch elsewhere.
+
+    A subclass gives both decoders of the weight as a matrix (R, C); the two must agree to the bit.
+
+    Attributes:
+        bits: of a code.
+    """
+
+    bits: int
+
+    @property
+    def code_per_weight(self) -> bool:
+        """Whether its state has an array `codes` with one code for each weight."""
+        return True
+
+    @abstractmethod
+    def _dense_by_kernel(self, index: np.ndarray) -> np.ndarray:
+        """The rows `index` (n,) int64 of the matrix, (n, C) float32."""
+
+    @abstractmethod
+    def _dense_by_torch(self) -> Tensor:
+        """The matrix (R, C) float32, on the device of the codes."""
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        if self.device.type == "cpu":
+            index = np.arange(matrix_shape(self.shape)[0])
+            value = torch.from_numpy(self._dense_by_kernel(index))
+        else:
+            value = self._dense_by_torch()
+        return value.reshape(self.shape).to(dtype or self.dtype)
+
+    def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if self.device.type != "cpu":
+            return self.dense(dtype)[index]
+        flat = checked_index(index, matrix_shape(self.shape)[0]).reshape(-1).numpy()
+        value = torch.from_numpy(self._dense_by_kernel(flat))
+        return value.reshape((*index.shape, *self.shape[1:])).to(dtype or self.dtype)

@@ -1,0 +1,353 @@
+"""Which weights are kept: any (`Bitmask`), n of every m (`NofM`), whole channels (`ChannelMask`)."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from typing import Self
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from laconic.errors import CorruptFile, UsageError
+from laconic.tensors.compressed import State, Stateful, register_kind
+from laconic.tensors.packing import (
+    at_rest,
+    check_packed,
+    check_whole,
+    from_rest,
+    matrix_shape,
+    pack,
+    unpack,
+)
+
+LONGEST_RUN = 16  # columns that share a pattern
+CHUNK = 4096  # weights whose places are listed at a time
+
+
+class Mask(Stateful):
+    """Which weights of a tensor are kept.
+
+    Attributes:
+        shape: of the tensor.
+    """
+
+    shape: torch.Size
+
+    @property
+    @abstractmethod
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape in which the kept values, row by row, form a tensor of their own."""
+
+    @property
+    @abstractmethod
+    def format(self) -> str:
+        """A short name for reports, such as `2:4`."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Whether each weight is kept, (*shape) bool."""
+
+    @property
+    def kept(self) -> int:
+        """How many weights are kept."""
+        return math.prod(self.kept_shape)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The kept values of `x` (*shape), row by row, (*kept_shape)."""
+        return x[self.dense()].reshape(self.kept_shape)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The kept `values` (any shape, row by row) at their places, zero elsewhere, (*shape)."""
+        out = values.new_zeros(self.shape)
+        return out.masked_scatter_(self.dense(), values)
+
+
+@dataclass(frozen=True, eq=False)
+class Bitmask(Mask):
+    """Any weights at all: one bit for each in memory, about the entropy of that at rest.
+
+    Attributes:
+        shape: of the tensor.
+        packed: (ceil(n / 8),) uint8, row by row, the lowest bit first.
+        count: bits that are set.
+
+    Example:
+        >>> mask = Bitmask.of(torch.tensor([[True, False, True]]))
+        >>> mask.scatter(torch.tensor([5.0, 7.0]))
+        tensor([[5., 0., 7.]])
+    """
+
+    shape: torch.Size
+    packed: Tensor
+    count: int
+
+    kind = "bitmask"
+
+    def __post_init__(self) -> None:
+        check_packed(self.packed, self.shape.numel(), 1)
+        check_whole("count", self.count, 0, self.shape.numel())
+
+    @classmethod
+    def of(cls, keep: Tensor) -> Self:
+        """From booleans (*shape)."""
+        return cls(keep.shape, pack(keep.byte(), 1), int(keep.sum()))
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        return (1, self.count)
+
+    @property
+    def format(self) -> str:
+        return f"{100 * self.count / max(1, self.shape.numel()):.3g} % kept"
+
+    def dense(self) -> Tensor:
+        return unpack(self.packed, 1, self.shape.numel()).bool().reshape(self.shape)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        if values.device.type != "cpu":
+            return super().scatter(values)
+        out = values.new_zeros(self.shape)
+        _scatter_bits(self.packed.numpy(), _words(values), _words(out))
+        return out
+
+    def state(self) -> State:
+        meta = {"shape": list(self.shape), "count": self.count}
+        return State(self.kind, meta, {"packed": self.packed})
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        mask = cls(torch.Size(state.meta["shape"]), state.arrays["packed"], state.meta["count"])
+        if int(mask.dense().sum()) != mask.count:
+            raise CorruptFile(f"a mask of {mask.count} weights keeps another number of them")
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class NofM(Mask):
+    """n of every m neighbours in a row, kept as the number of their pattern among all C(m, n).
+
+    A ragged last run of w < m columns keeps min(n, w).
+
+    Attributes:
+        shape: of the tensor.
+        n: weights that are kept of a run.
+        m: columns a run, at most 16.
+        packed: pattern numbers in ceil(log2 C(m, n)) bits, row by row: 3 for 2:4, 7 for 4:8.
+
+    Example:
+        >>> mask = NofM.of(torch.tensor([[True, False, True, False]]), 2, 4)
+        >>> mask.kept_shape, mask.dense()
+        ((1, 2), tensor([[ True, False,  True, False]]))
+    """
+
+    shape: torch.Size
+    n: int
+    m: int
+    packed: Tensor
+
+    kind = "n of m"
+
+    def __post_init__(self) -> None:
+        _check_run(self.n, self.m)
+        check_packed(self.packed, math.prod(self._runs), self.bits)
+
+    @classmethod
+    def of(cls, keep: Tensor, n: int, m: int) -> Self:
+        """From booleans (*shape); `UsageError` if a run does not keep its n."""
+        _check_run(n, m)
+        rows, columns = matrix_shape(keep.shape)
+        ragged, width = -columns % m, columns % m
+        tail = min(n, width) + torch.arange(ragged, device=keep.device) < n  # behind the row's end
+        filled = torch.cat([keep.reshape(rows, columns), tail.expand(rows, ragged)], dim=1)
+        runs = filled.reshape(rows, -(-columns // m), m)
+        if not bool((runs.sum(-1) == n).all()):
+            raise UsageError(f"the mask is not {n}:{m}: a run keeps another number of weights")
+        weight = 2 ** torch.arange(m, device=keep.device)
+        values = (_patterns(n, m).to(keep.device) * weight).sum(-1)
+        numbers = torch.searchsorted(values, (runs * weight).sum(-1), out_int32=True)
+        return cls(keep.shape, n, m, pack(numbers, _bits(n, m)))
+
+    @property
+    def bits(self) -> int:
+        """Bits of a pattern's number."""
+        return _bits(self.n, self.m)
+
+    @property
+    def _runs(self) -> tuple[int, int]:
+        rows, columns = matrix_shape(self.shape)
+        return rows, -(-columns // self.m)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        rows, columns = matrix_shape(self.shape)
+        return rows, columns // self.m * self.n + min(self.n, columns % self.m)
+
+    @property
+    def format(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def dense(self) -> Tensor:
+        rows, runs = self._runs
+        patterns = _patterns(self.n, self.m).to(self.packed.device)
+        keep = patterns[self._numbers().int()].reshape(rows, runs * self.m)
+        return keep[:, : matrix_shape(self.shape)[1]].reshape(self.shape)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        if values.device.type != "cpu":
+            return super().scatter(values)
+        out = values.new_zeros(matrix_shape(self.shape))
+        numbers = self._numbers().reshape(self._runs).numpy()
+        places = _words(out).reshape(out.shape)
+        _scatter_runs(numbers, _positions(self.n, self.m), self.m, _words(values), places)
+        return out.reshape(self.shape)
+
+    def _numbers(self) -> Tensor:
+        return unpack(self.packed, self.bits, math.prod(self._runs))
+
+    def state(self) -> State:
+        meta = {"shape": list(self.shape), "n": self.n, "m": self.m}
+        return State(self.kind, meta, {"patterns": at_rest(self._numbers(), self.bits)})
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        shape, n, m = torch.Size(state.meta["shape"]), state.meta["n"], state.meta["m"]
+        _check_run(n, m)
+        numbers = from_rest(state.arrays["patterns"], math.comb(m, n))
+        mask = cls(shape, n, m, pack(numbers, _bits(n, m)))
+        if int(mask.dense().sum()) != mask.kept:
+            raise CorruptFile(f"a last run of an {n}:{m} mask keeps another number of weights")
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMask(Mask):
+    """Whole rows (outputs) and columns (input channels) of a weight (out, in, ...).
+
+    Attributes:
+        shape: of the tensor.
+        rows: (out,) bool.
+        columns: (in,) bool.
+        counts: how many of each are kept.
+
+    Example:
+        >>> mask = ChannelMask.of((2, 3), columns=torch.tensor([True, False, True]))
+        >>> mask.kept_shape
+        (2, 2)
+    """
+
+    shape: torch.Size
+    rows: Tensor
+    columns: Tensor
+    counts: tuple[int, int]
+
+    kind = "channel mask"
+
+    def __post_init__(self) -> None:
+        sizes = (self.rows.numel(), self.columns.numel())
+        if len(self.shape) < 2 or sizes != tuple(self.shape[:2]):
+            raise UsageError(f"{sizes} channels do not fit a weight of shape {tuple(self.shape)}")
+
+    @classmethod
+    def of(
+        cls, shape: tuple[int, ...], *, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Self:
+        """From the rows and columns that are kept, bool; all where None."""
+        if len(shape) < 2:
+            raise UsageError(f"a tensor of shape {tuple(shape)} has no rows and columns")
+        keep_rows = torch.ones(shape[0], dtype=torch.bool) if rows is None else rows.bool()
+        keep_columns = torch.ones(shape[1], dtype=torch.bool) if columns is None else columns.bool()
+        counts = (int(keep_rows.sum()), int(keep_columns.sum()))
+        return cls(torch.Size(shape), keep_rows, keep_columns.to(keep_rows.device), counts)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        return (*self.counts, *self.shape[2:])
+
+    @property
+    def format(self) -> str:
+        return f"{self.counts[0]} x {self.counts[1]} channels"
+
+    def dense(self) -> Tensor:
+        keep = self.rows[:, None] & self.columns
+        return keep.reshape(*keep.shape, *[1] * (len(self.shape) - 2)).expand(self.shape)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        out = values.new_zeros(self.shape)
+        index = self.rows.nonzero(), self.columns.nonzero().squeeze(1)
+        out[index] = values.reshape(self.kept_shape)
+        return out
+
+    def state(self) -> State:
+        return State(
+            self.kind, {"shape": list(self.shape)},
+            {"rows": pack(self.rows.byte(), 1), "columns": pack(self.columns.byte(), 1)},
+        )  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        shape = torch.Size(state.meta["shape"])
+        rows = unpack(state.arrays["rows"], 1, shape[0])
+        return cls.of(shape, rows=rows, columns=unpack(state.arrays["columns"], 1, shape[1]))
+
+
+def _check_run(n: int, m: int) -> None:
+    check_whole("m of n:m", m, 1, LONGEST_RUN)
+    check_whole("n of n:m", n, 1, m)
+
+
+def _words(values: Tensor) -> np.ndarray:
+    """`values` in one row, as integers of the same width: numpy knows no bfloat16."""
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    words: np.ndarray = values.detach().reshape(-1).view(word).numpy()
+    return words
+
+
+def _bits(n: int, m: int) -> int:
+    return max(1, (math.comb(m, n) - 1).bit_length())
+
+
+@cache
+def _patterns(n: int, m: int) -> Tensor:
+    """All masks of m bits with n set, in the order of their values, (C(m, n), m) bool."""
+    bits = (torch.arange(2**m).unsqueeze(1) >> torch.arange(m) & 1).bool()
+    return bits[bits.sum(1) == n]
+
+
+@cache
+def _positions(n: int, m: int) -> np.ndarray:
+    """Where the bits of each pattern are, (C(m, n), n) uint8."""
+    return _patterns(n, m).nonzero()[:, 1].reshape(-1, n).byte().numpy()
+
+
+@njit(cache=True, nogil=True)
+def _scatter_bits(packed, values, out):  # type: ignore[no-untyped-def]
+    index = np.empty(CHUNK, np.int64)  # first where, then what: no branch on bits that are noise
+    taken = 0
+    for start in range(0, out.size, CHUNK):
+        count = 0
+        for i in range(start, min(start + CHUNK, out.size)):
+            index[count] = i
+            count += packed[i >> 3] >> (i & 7) & 1
+        for k in range(min(count, values.size - taken)):
+            out[index[k]] = values[taken + k]
+        taken += count
+
+
+@njit(cache=True, nogil=True)
+def _scatter_runs(numbers, positions, m, values, out):  # type: ignore[no-untyped-def]
+    taken = 0
+    for row in range(numbers.shape[0]):
+        for run in range(numbers.shape[1]):
+            width = min(m, out.shape[1] - run * m)
+            for k in range(min(width, positions.shape[1])):
+                place = positions[numbers[row, run], k]
+                if place < width and taken < values.size:
+                    out[row, run * m + place] = values[taken]
+                taken += 1
+
+
+for _kind in (Bitmask, NofM, ChannelMask):
+    register_kind(_kind)
