@@ -1,5 +1,9 @@
 """`laconic compress`: a model on disk becomes a smaller one on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +12,7 @@ import typer
 from laconic.cli._common import (
     Bar,
     Data,
+    Device,
     Json,
     bar,
     console,
@@ -19,9 +24,24 @@ from laconic.cli._common import (
 from laconic.errors import UsageError
 
 if TYPE_CHECKING:
+    from laconic.calibrate.runner import RunOptions
     from laconic.compression import CompressionReport
 
 DEFAULT_METHOD = "rtn"
+
+
+class Inputs(StrEnum):
+    """What layers are calibrated on."""
+
+    compressed = "compressed"
+    dense = "dense"
+
+
+class Order(StrEnum):
+    """Which layers of a block are compressed together."""
+
+    block = "block"
+    layer = "layer"
 
 
 def compress(
@@ -39,7 +59,10 @@ def compress(
         ),
     ] = None,  # fmt: skip
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with method, settings, also, budget.")
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file with method and settings (or a list of methods), also, budget."
+        ),
     ] = None,  # fmt: skip
     budget: Annotated[str | None, typer.Option(help="Upper limit: 4bit, 25%, 1.5GB.")] = None,
     data: Annotated[
@@ -51,6 +74,23 @@ def compress(
             help="Compress too: embeddings, rest (head and other layers outside the blocks) or a module path; may be repeated."
         ),
     ] = None,  # fmt: skip
+    windows: Annotated[
+        int, typer.Option(help="Calibration sequences that methods are fitted to.", min=1)
+    ] = 128,
+    inputs: Annotated[
+        Inputs,
+        typer.Option(
+            help="Calibrate layers on what comes through the compressed blocks, or on the dense model's inputs."
+        ),
+    ] = Inputs.compressed,
+    order: Annotated[
+        Order,
+        typer.Option(help="Compress a block's layers together, or those with one input at a time."),
+    ] = Order.block,
+    device: Device = "cpu",
+    ray: Annotated[
+        int | None, typer.Option(help="Farm layers out to so many Ray workers.", min=1)
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --out if it exists.")
     ] = False,
@@ -66,25 +106,44 @@ def compress(
         raise UsageError("give either --recipe or --method with --set, not both")
     budget = budget or plan.get("budget")
     name = method or plan.get("method") or (DEFAULT_METHOD if budget else None)
-    if name is None:
+    chain = plan.get("methods") or [{"method": name, "settings": settings or plan.get("settings")}]
+    if name is None and "methods" not in plan:
         raise UsageError(
             "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
         )
     from laconic.registry import find
 
-    entry = find(name)
+    entries = [find(str(link["method"])) for link in chain]
     quiet_libraries()
+    from laconic.calibrate.runner import RunOptions
     from laconic.compression import compress as run
 
-    chosen = entry.load().from_settings(settings or plan.get("settings", {}))
-    result = run(
-        model, chosen, data, out=out, budget=budget, also=also or plan.get("also", ()),
-        overwrite=overwrite, progress=Bar(),
-    )  # fmt: skip
+    methods = [e.load().from_settings(li.get("settings") or {}) for e, li in zip(entries, chain)]
+    options = RunOptions(inputs.value, order.value, device)  # type: ignore[arg-type]
+    with _farmed(options, ray) as options:
+        result = run(
+            model, methods, data, out=out, budget=budget, also=also or plan.get("also", ()),
+            overwrite=overwrite, windows=windows, options=options, progress=Bar(),
+        )  # fmt: skip
     if json:
         print_json(result.report.to_json())
     else:
         _show(result.report)
+
+
+@contextmanager
+def _farmed(options: "RunOptions", workers: int | None) -> "Iterator[RunOptions]":
+    """`options` with a Ray farm of so many workers, if any are asked for."""
+    if workers is None:
+        yield options
+        return
+    from laconic.calibrate.ray_farm import RayFarm
+
+    farm = RayFarm(workers)
+    try:
+        yield replace(options, farm=farm)
+    finally:
+        farm.close()
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -103,12 +162,22 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path}: cannot be read as a recipe: {' '.join(str(error).split())}"
         ) from error
-    known = {"method", "settings", "also", "budget"}
-    if not isinstance(recipe, dict) or not set(recipe) <= known or "method" not in recipe:
+    known = {"method", "methods", "settings", "also", "budget"}
+    if not isinstance(recipe, dict) or not set(recipe) <= known or not _is_chain(recipe):
         raise UsageError(
-            f"{path}: a recipe has `method` and may have {', '.join(sorted(known - {'method'}))}"
+            f"{path}: a recipe has `method` (and its `settings`), or `methods`, a list of such; and may "
+            "have `also` and `budget`"
         )
     return recipe
+
+
+def _is_chain(recipe: dict[str, Any]) -> bool:
+    """Whether a recipe names one method, or several each with its own settings."""
+    links = recipe.get("methods")
+    if links is None:
+        return "method" in recipe
+    one = all(isinstance(li, dict) and set(li) <= {"method", "settings"} for li in links)
+    return bool(links) and one and all("method" in li for li in links) and "method" not in recipe
 
 
 def _show(report: "CompressionReport") -> None:

@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.statistics import (
+    STATISTICS,
+    AbsMax,
+    Collected,
+    CrossMoment,
+    GradientMoment,
+    InputNorm,
+    KroneckerFactors,
+    Observation,
+    OutputMoment,
+    SecondMoment,
+    from_key,
+)
+from laconic.errors import CorruptFile, DataError
+from laconic.models.layout import Layer
+
+LAYER = Layer("a", "a", "weight", torch.Size((5, 700)), "linear")
+
+
+@pytest.fixture
+def observations():
+    def seen(n):
+        x, y = torch.randn(n, 700), torch.randn(n, 5)
+        return Observation(x, y, torch.randn(n, 5), x + 0.1 * torch.randn(n, 700))
+
+    return [seen(n) for n in (3, 40, 1)]
+
+
+def stacked(observations, name):
+    return torch.cat([getattr(o, name) for o in observations]).double()
+
+
+def collected(statistic, observations):
+    sums = Collected(statistic)
+    for seen in observations:
+        sums.update(seen)
+    return sums
+
+
+def near(a, b):
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_second_moment_is_whole_and_symmetric(observations):
+    stats = LayerStats(LAYER, {SecondMoment(): collected(SecondMoment(), observations)})
+    x = stacked(observations, "inputs")
+    mean = stats.mean(SecondMoment())
+    assert torch.equal(mean, mean.T) and mean.dtype == torch.float64
+    near(mean, x.T @ x / 44)
+    assert stats.count(SecondMoment()) == 44
+
+
+def test_sums_of_everything(observations):
+    x, y = stacked(observations, "inputs"), stacked(observations, "outputs")
+    g, r = stacked(observations, "gradients"), stacked(observations, "reference")
+    norm = collected(InputNorm(), observations).sums
+    near(norm["sum"], x.sum(0)), near(norm["square"], x.square().sum(0))
+    extremes = collected(AbsMax(), observations).sums
+    near(extremes["low"], x.amin(0)), near(extremes["high"], x.amax(0))
+    out = collected(OutputMoment(), observations)
+    near(out.sums["sum"], y.sum(0))
+    near(LayerStats(LAYER, {OutputMoment(): out}).mean(OutputMoment()), y.T @ y / 44)
+    near(collected(CrossMoment(), observations).sums["cross"], r.T @ x)
+    gradient = collected(GradientMoment(), observations).sums
+    each = [o.gradients.double().T @ o.inputs.double() for o in observations]
+    near(gradient["gradient"], sum(each)), near(gradient["square"], sum(e.square() for e in each))
+    assert gradient["sequences"].item() == 3
+    factors = collected(KroneckerFactors(), observations).sums
+    (
+        near(factors["inputs"].tril(), (x.T @ x).tril()),
+        near(factors["gradients"].tril(), (g.T @ g).tril()),
+    )
+
+
+@pytest.mark.parametrize("statistic", [cls() for cls in STATISTICS.values()], ids=lambda s: s.name)
+class TestEvery:
+    def test_merging_is_adding(self, statistic, observations):
+        first, rest = collected(statistic, observations[:1]), collected(statistic, observations[1:])
+        merged = Collected(statistic)
+        merged.merge(first)
+        merged.merge(rest)
+        merged.merge(Collected(statistic))
+        whole = collected(statistic, observations)
+        assert merged.count == whole.count
+        for name, tensor in whole.sums.items():
+            near(merged.sums[name], tensor)
+
+    def test_weights_of_a_merge(self, statistic, observations):
+        half = Collected(statistic)
+        half.merge(collected(statistic, observations), 0.5)
+        assert half.count == 22
+
+    def test_tasks_may_run_in_any_order(self, statistic, observations):
+        forward, backward = Collected(statistic), Collected(statistic)
+        for seen in observations:
+            forward.update(seen)
+            for task in reversed(backward.tasks(seen)):
+                task()
+        for name, tensor in forward.sums.items():
+            assert torch.equal(tensor, backward.sums[name])
+
+    def test_the_key_finds_it_again(self, statistic):
+        assert from_key(statistic.key) == statistic
+
+
+def test_unknown_keys():
+    with pytest.raises(CorruptFile, match="unknown statistic"):
+        from_key("third moment")
+
+
+@pytest.mark.parametrize("statistic", [CrossMoment(), GradientMoment(), KroneckerFactors()])
+def test_parts_that_are_missing(statistic):
+    with pytest.raises(DataError, match="needs"):
+        Collected(statistic).update(Observation(torch.randn(2, 3), torch.randn(2, 4)))
+
+
+class TestLayerStats:
+    def test_what_was_not_collected(self):
+        with pytest.raises(DataError, match="a: there is no second moment"):
+            LayerStats(LAYER)[SecondMoment()]
+        assert LayerStats(LAYER).count(SecondMoment()) == 0
+
+    def test_notes_are_said_once(self):
+        stats = LayerStats(LAYER)
+        stats.note("x"), stats.note("x")
+        assert stats.notes == ["x"]
+
+    def test_behind_a_transform(self, observations):
+        from laconic.tensors.transforms import ChannelScale
+
+        scale = torch.rand(700) + 0.5
+        stats = LayerStats(LAYER, {SecondMoment(): collected(SecondMoment(), observations)})
+        x = stacked(observations, "inputs") / scale.double()
+        near(stats.behind(ChannelScale(scale)).mean(SecondMoment()), x.T @ x / 44)
+        assert LayerStats(LAYER).behind(ChannelScale(scale)).collected == {}
