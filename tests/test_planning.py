@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from laconic.allocate.budget import Budget
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.compression import compress
 from laconic.errors import BadWeights, BudgetError
 from laconic.models.huggingface import HuggingFaceSource

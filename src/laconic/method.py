@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from laconic.calibrate.calibration import Calibration
-    from laconic.calibrate.collect import LayerStats
+    from laconic.calibrate.layer_stats import LayerStats
     from laconic.calibrate.statistics import Statistic
     from laconic.calibrate.steps import BlockView
     from laconic.models.source import ModelSource

@@ -13,7 +13,7 @@ from torch import Tensor
 from laconic.allocate.budget import Budget, Unit
 from laconic.allocate.lagrangian import lagrangian
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.runner import RunOptions, choose_extra, relative_error, run_layers
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.calibrate.steps import BlockView

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import (
     STATISTICS,
     AbsMax,

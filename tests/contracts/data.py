@@ -2,7 +2,7 @@
 
 import torch
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import Collected, Observation
 from laconic.models.layout import Layer
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from laconic.calibrate.collect import layers_by_key
 from laconic.calibrate.live import LiveBlock, Trace
+from laconic.calibrate.sums import layers_by_key
 from laconic.models.layout import Layer
 
 ROWS = 1024  # of a layer, evenly spread, on which its error is measured: bounds the memory

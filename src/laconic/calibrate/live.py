@@ -16,7 +16,7 @@ from laconic.errors import BadWeights
 from laconic.models.layout import Block, Layer
 from laconic.models.source import ModelSource, structure_of
 from laconic.tensors import CompressedTensor, Dense, Stacked
-from laconic.tensors.modules import CompressedModule, Sight
+from laconic.tensors.modules import CompressedModule, Observer, Sight
 from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
@@ -109,10 +109,15 @@ class LiveBlock:
         return [name for name in self.tensors if name not in touched]
 
     @contextmanager
-    def watched(self, layers: Iterable[Layer]) -> Iterator["Watch"]:
-        """What the modules of `layers` multiply inside is kept for whoever asks `Watch.trace`."""
+    def watched(
+        self, layers: Iterable[Layer], *, on_sight: Observer | None = None
+    ) -> Iterator["Watch"]:
+        """What the modules of `layers` multiply inside is kept for whoever asks `Watch.trace`.
+
+        `on_sight` is called with each before it is kept.
+        """
         paths = dict.fromkeys(layer.module for layer in layers)
-        watch = Watch({path: self._compressed(path) for path in paths})
+        watch = Watch({path: self._compressed(path) for path in paths}, on_sight)
         try:
             yield watch
         finally:
@@ -147,8 +152,10 @@ class LiveBlock:
 class Watch:
     """Listens to modules; each thread has its own trace."""
 
-    def __init__(self, modules: Mapping[str, CompressedModule]) -> None:
-        self._modules = dict(modules)
+    def __init__(
+        self, modules: Mapping[str, CompressedModule], on_sight: Observer | None = None
+    ) -> None:
+        self._modules, self._on_sight = dict(modules), on_sight
         self._local = local()
         for path, module in self._modules.items():
             module.observer = lambda sight, path=path: self._see(path, sight)
@@ -156,6 +163,8 @@ class Watch:
     def _see(self, path: str, sight: Sight) -> None:
         trace: Trace | None = getattr(self._local, "trace", None)
         if trace is not None:
+            if self._on_sight is not None:
+                self._on_sight(sight)
             trace.append((path, sight))
 
     @contextmanager

@@ -1,5 +1,6 @@
 """A model whose tensors are read when a module first computes: for what lies outside the blocks."""
 
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -52,15 +53,20 @@ def _read_when_called(
     if not present and layer is None:
         return
 
-    def read(target: nn.Module, inputs: Any) -> None:
-        handle.remove()
-        tensors = source.read(present.values())
-        fill(target, {name: tensors[owner] for name, owner in present.items()}, path, device)
-        if layer is not None and isinstance(target, CompressedModule):
-            weight = layer.take(source.read([layer.parameter])).to(device)
-            target.records[layer.slot] = Record(Dense(weight))
+    lock, done = Lock(), Event()  # several threads may come at once
 
-    handle = module.register_forward_pre_hook(read)
+    def read(target: nn.Module, inputs: Any) -> None:
+        with lock:
+            if done.is_set():
+                return
+            tensors = source.read(present.values())
+            fill(target, {name: tensors[owner] for name, owner in present.items()}, path, device)
+            if layer is not None and isinstance(target, CompressedModule):
+                weight = layer.take(source.read([layer.parameter])).to(device)
+                target.records[layer.slot] = Record(Dense(weight))
+            done.set()
+
+    module.register_forward_pre_hook(read)
 
 
 def ties_of(source: ModelSource) -> dict[str, str]:

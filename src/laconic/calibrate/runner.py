@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.collect import LayerStats, Run, collect
+from laconic.calibrate.collect import Run, collect
 from laconic.calibrate.heldout import HeldOut
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.starved import feed
 from laconic.calibrate.steps import BlockStep, BlockView, Farm, LayerStep, LocalFarm, Step, Task
@@ -323,7 +324,7 @@ def stages(steps: Sequence[Step]) -> list[list[Step]]:
 
 def in_order(live: LiveBlock, run: Run) -> list[Sequence[Layer]]:
     """Layers by common input, in the order in which a sequence reaches them; others come last."""
-    from laconic.calibrate.collect import layers_by_key
+    from laconic.calibrate.sums import layers_by_key
 
     by_key = layers_by_key(live.layers)
     groups: dict[int, list[Layer]] = {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import SUMS, Collected, InputNorm, SecondMoment, Statistic
 from laconic.models.layout import Layer
 

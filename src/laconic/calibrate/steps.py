@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.stream import Stream

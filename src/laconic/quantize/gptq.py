@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import BadWeights, UsageError
 from laconic.method import LayerMethod, Needs, Paper

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from laconic.calibrate.collect import LayerStats
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.tensors import CompressedTensor, IntQuantizer
 

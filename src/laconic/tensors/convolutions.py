@@ -51,9 +51,11 @@ class _CompressedConv(CompressedModule):
             padded = F.pad(padded, self.pad[0], mode=self.pad[1])
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y = type(self).convolve(padded, self.weight.dense(x.dtype), bias, **self.geometry)
-        if self.observer is not None:
-            self.show(x, self.patches(inputs), y.movedim(self.channels, -1))
-        return y
+        if self.observer is None:
+            return y
+        last = y.movedim(self.channels, -1)  # what is shown is what is passed on: gradients reach it
+        self.show(x, self.patches(inputs), last)
+        return last.movedim(-1, self.channels)
 
     def patches(self, x: Tensor) -> Tensor:
         """What each output position multiplies, (B, positions, in / groups * k...).

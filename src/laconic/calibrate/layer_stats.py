@@ -1,0 +1,60 @@
+"""What is known of a layer from data, as methods are given it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from laconic.calibrate.statistics import Collected, SecondMoment, Statistic, symmetric
+from laconic.errors import DataError
+from laconic.models.layout import Layer
+from laconic.tensors import InputTransform
+
+
+@dataclass
+class LayerStats:
+    """What is known of a layer from data; methods read it, and note here what they fell back on.
+
+    Attributes:
+        layer: which.
+        collected: sums, by statistic.
+        notes: for the report: fall-backs, odd shapes, damping that had to be raised.
+    """
+
+    layer: Layer
+    collected: Mapping[Statistic, Collected] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, statistic: Statistic) -> dict[str, Tensor]:
+        """The sums of `statistic`; raises `DataError` if it was not collected."""
+        found = self.collected.get(statistic)
+        if found is None or found.sums is None:
+            raise DataError(
+                f"{self.layer.name}: there is no {statistic.name}; give calibration data that reaches "
+                "the layer, or statistics that hold it"
+            )
+        return found.sums
+
+    def count(self, statistic: Statistic) -> int:
+        """Positions that `statistic` was summed over."""
+        return self.collected[statistic].count if statistic in self.collected else 0
+
+    def mean(self, statistic: Statistic, name: str = "moment") -> Tensor:
+        """A moment over its positions, fp64, whole: `mean(SecondMoment())` is `E[x x^T]` (in, in)."""
+        moment = self[statistic][name]
+        whole = symmetric(moment) if moment.ndim == 2 and name != "cross" else moment
+        return whole / max(1, self.count(statistic))
+
+    def behind(self, transform: InputTransform) -> "LayerStats":
+        """What is known of the transformed inputs: their second moment, where it was collected."""
+        found = self.collected.get(SecondMoment())
+        kept: dict[Statistic, Collected] = {}
+        if found is not None and found.sums is not None:
+            moment = transform.moment(symmetric(found.sums["moment"]))
+            kept[SecondMoment()] = Collected(SecondMoment(), found.count, {"moment": moment})
+        return LayerStats(self.layer, kept, self.notes)
+
+    def note(self, text: str) -> None:
+        """Has the report say something of this layer, once."""
+        if text not in self.notes:
+            self.notes.append(text)
