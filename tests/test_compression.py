@@ -325,7 +325,7 @@ class TestBudget:
     @pytest.mark.parametrize("out", [True, False])
     def test_misses_it_for_good(self, tiny_models, tmp_path, monkeypatch, out):
         monkeypatch.setattr("laconic.planning.HEADER_BYTES", -300)
-        monkeypatch.setattr("laconic.compression.Job._untouched_bytes", lambda *_: 10**6)
+        monkeypatch.setattr("laconic.job.Job._untouched_bytes", lambda *_: 10**6)
         model = TINY["llama"].model()
         before = TINY["llama"].logits(model)
         with pytest.raises(BudgetError, match="cannot be reached|missed"):

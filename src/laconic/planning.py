@@ -13,8 +13,10 @@ from torch import Tensor
 from laconic.allocate.budget import Budget, Unit
 from laconic.allocate.lagrangian import lagrangian
 from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.layer_stats import LayerStats
-from laconic.calibrate.runner import RunOptions, choose_extra, relative_error, run_layers
+from laconic.calibrate.reports import relative_error
+from laconic.calibrate.runner import RunOptions, run_layers
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import BudgetError

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.calibrate.runner import choose_extra, relative_error, run_layers
+from laconic.calibrate.extras import choose_extra
+from laconic.calibrate.reports import relative_error
+from laconic.calibrate.runner import run_layers
 from laconic.errors import BadWeights, UsageError
 from laconic.models.huggingface import HuggingFaceSource
 from laconic.models.memory import MemorySource

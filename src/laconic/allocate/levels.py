@@ -16,8 +16,9 @@ from laconic.allocate.fitness import LiveModel
 from laconic.allocate.options import Options
 from laconic.allocate.spaces import TableSpace, granularity
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.collect import LayerStats
-from laconic.calibrate.runner import RunOptions, relative_error, run_layers
+from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.reports import relative_error
+from laconic.calibrate.runner import RunOptions, run_layers
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import CorruptFile, UsageError

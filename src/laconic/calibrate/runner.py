@@ -14,25 +14,27 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.chain import in_order, stages, wanted
 from laconic.calibrate.collect import Run, collect
+from laconic.calibrate.extras import choose_extra
+from laconic.calibrate.gradients import collect_gradients
 from laconic.calibrate.heldout import HeldOut
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.library import StatisticsLibrary
 from laconic.calibrate.live import LiveBlock
+from laconic.calibrate.reports import LayerReport, from_json, layer_report
 from laconic.calibrate.starved import feed
 from laconic.calibrate.steps import BlockStep, BlockView, Farm, LayerStep, LocalFarm, Step, Task
 from laconic.calibrate.stream import Stream, open_stream
-from laconic.errors import DataError, UsageError, did_you_mean
+from laconic.errors import DataError, UsageError
 from laconic.models.layout import Block, Layer
 from laconic.models.sink import Sink
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
-from laconic.tensors import CompressedTensor, Dense
+from laconic.tensors import Dense
 from laconic.tensors.stored import Record
-
-EXTRAS = ("embeddings", "rest")  # what `also` may name besides module paths
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class RunOptions:
         device: where to compute.
         batch: sequences in memory at a time; one for each thread by default.
         farm: where layers are compressed.
+        library: statistics of dense inputs that are read instead of collected, and kept for the next
+            run where they are not there yet; only with `inputs` `dense` and `order` `block`.
     """
 
     inputs: Literal["compressed", "dense"] = "compressed"
@@ -54,32 +58,14 @@ class RunOptions:
     device: str = "cpu"
     batch: int = 0
     farm: Farm = field(default_factory=LocalFarm)
+    library: StatisticsLibrary | None = None
 
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer.
-
-    Attributes:
-        name: of the layer.
-        format: such as `int4 g64`.
-        weights: how many.
-        bits_per_weight: stored, entropy coded, all side information included.
-        resident_bits_per_weight: in memory.
-        error: `||(W - W') X||^2 / ||W X||^2` on calibration inputs that nothing was fitted to; of the
-            weights alone, `||W - W'||^2 / ||W||^2`, where there are no such inputs.
-        tokens: positions that its statistics were summed over; 0 without data.
-        notes: fall-backs and what else should be known.
-    """
-
-    name: str
-    format: str
-    weights: int
-    bits_per_weight: float
-    resident_bits_per_weight: float
-    error: float
-    tokens: int = 0
-    notes: tuple[str, ...] = ()
+    def __post_init__(self) -> None:
+        if self.library is not None and (self.inputs != "dense" or self.order != "block"):
+            raise UsageError(
+                "statistics that are kept are of the dense model's inputs, all layers of a block at "
+                "once: give inputs dense (--inputs dense) and order block"
+            )
 
 
 def run_layers(
@@ -120,20 +106,28 @@ class _Runner:
         self.source, self.sink, self.steps, self.options = source, sink, steps, options
         self.calibration = calibration
         self.extra, self.kept = choose_extra(source, also)
-        wants = [statistic for step in steps for statistic in step.wants]
+        wants = wanted(steps)
         if wants and calibration is None:
             raise DataError(
                 f"the method needs calibration data ({wants[0].name} of layer inputs): give --data"
             )
+        self.stages = stages(steps)
+        self.gradients: dict[str, LayerStats] = {}
         self.follows_dense = options.inputs == "dense" or any("reference" in w.needs for w in wants)
         self.stream: Stream | None = None
         self.reference: Stream | None = None
 
     def run(self, progress: Progress, what: str) -> list[LayerReport]:
+        of_gradients = [w for w in wanted(self.steps) if "gradients" in w.needs]
+        if self.calibration is not None and of_gradients:
+            self.gradients = collect_gradients(
+                self.source, self.calibration, of_gradients, device=self.options.device,
+                progress=progress,
+            )  # fmt: skip
         if self.calibration is not None:
             self._open(int(self.sink.resumed().get("blocks", 0)))
         saved = self.sink.resumed()
-        reports = [LayerReport(**_tuples(row)) for row in saved.get("reports", [])]
+        reports = [from_json(row) for row in saved.get("reports", [])]
         first = int(saved.get("blocks", 0))
         done = {name for b in self.source.blocks[:first] for name in self._names(b)}
         numbered = list(enumerate(self.source.blocks))[first:]
@@ -190,7 +184,7 @@ class _Runner:
         """Takes the layers of a block through the chain; returns what was known of each."""
         known = {layer.name: LayerStats(layer) for layer in live.layers}
         for layers in self._groups(live, number):
-            for stage in stages(self.steps):
+            for stage in self.stages:
                 stats = self._statistics(live, dense, layers, stage, number)
                 for step in stage:
                     self._apply(step, live, layers, stats, number)
@@ -243,16 +237,29 @@ class _Runner:
         self, live: LiveBlock, dense: LiveBlock | None, layers: Sequence[Layer],
         stage: Sequence[Step], number: int,
     ) -> dict[str, LayerStats]:  # fmt: skip
-        wants = list(dict.fromkeys(w for step in stage for w in step.wants))
+        wants = [w for w in wanted(stage) if "gradients" not in w.needs]
         if not wants or self.stream is None or self.calibration is None:
-            return {layer.name: LayerStats(layer) for layer in layers}
+            return self._with_gradients({layer.name: LayerStats(layer) for layer in layers})
+        library = self.options.library if stage is self.stages[0] else None
+        kept = None if library is None else library.get(live.block.name, layers, wants)
+        if kept is not None:
+            feed(kept)
+            return self._with_gradients(kept)
         run, reference = self._runs(live, dense, number)
         pairs = any("reference" in w.needs for w in wants)
         stats = collect(
             live, layers, wants, run, self.calibration.fitted,
             reference=reference if pairs else None, batch=self.options.batch,
         )  # fmt: skip
+        if library is not None:
+            library.put(live.block.name, stats)
         feed(stats)
+        return self._with_gradients(stats)
+
+    def _with_gradients(self, stats: dict[str, LayerStats]) -> dict[str, LayerStats]:
+        for name, found in stats.items():
+            if name in self.gradients:
+                found.collected = {**found.collected, **self.gradients[name].collected}
         return stats
 
     def _advance(self, live: LiveBlock, dense: LiveBlock | None, number: int) -> HeldOut | None:
@@ -297,7 +304,7 @@ class _Runner:
         return reports
 
     def _extra_statistics(self, live: LiveBlock, module: str) -> dict[str, LayerStats]:
-        wants = [w for step in self.steps for w in step.wants if not w.needs]
+        wants = [w for w in wanted(self.steps) if not w.needs]
         stream = self.stream
         if not wants or stream is None or self.calibration is None:
             return {layer.name: LayerStats(layer) for layer in live.layers}
@@ -310,94 +317,3 @@ class _Runner:
             self.calibration.fitted,
             batch=self.options.batch,
         )
-
-
-def stages(steps: Sequence[Step]) -> list[list[Step]]:
-    """The chain cut behind each step that changes what layers are given."""
-    cut: list[list[Step]] = [[]]
-    for step in steps:
-        cut[-1].append(step)
-        if step.changes_inputs:
-            cut.append([])
-    return [stage for stage in cut if stage]
-
-
-def in_order(live: LiveBlock, run: Run) -> list[Sequence[Layer]]:
-    """Layers by common input, in the order in which a sequence reaches them; others come last."""
-    from laconic.calibrate.sums import layers_by_key
-
-    by_key = layers_by_key(live.layers)
-    groups: dict[int, list[Layer]] = {}
-    with torch.inference_mode(), live.watched(live.layers) as watch, watch.trace() as trace:
-        run(0)
-        for path, sight in trace:
-            slot_level = (path, sight.slot) if sight.positions else None
-            key = id(sight.inputs) if slot_level is None else hash(slot_level)
-            for position in sight.positions or (0,):
-                groups.setdefault(key, []).append(by_key[path, sight.slot, position])
-    seen: dict[str, None] = {}
-    ordered: list[Sequence[Layer]] = []
-    for members in groups.values():
-        fresh = [la for la in dict.fromkeys(members) if la.name not in seen]
-        slots = {(la.module, la.slot) for la in fresh if la.part is not None}
-        fresh += [
-            la for la in live.layers if (la.module, la.slot) in slots and la not in fresh
-        ]  # experts that the first sequence did not reach
-        seen.update(dict.fromkeys(la.name for la in fresh))
-        ordered += [fresh] if fresh else []
-    rest = [la for la in live.layers if la.name not in seen]
-    return ordered + ([rest] if rest else [])
-
-
-def choose_extra(source: ModelSource, also: Sequence[str]) -> tuple[list[Layer], dict[str, Layer]]:
-    """Layers outside the blocks: (those that `also` names, the others by parameter)."""
-    paths = [layer.module for layer in source.extra_layers]
-    for name in also:
-        if name not in EXTRAS and name not in paths:
-            raise UsageError(f"--also {name}: {did_you_mean(name, [*EXTRAS, *paths])}")
-
-    def wanted(layer: Layer) -> bool:
-        kind = "embeddings" if layer.kind == "embedding" else "rest"
-        return kind in also or layer.module in also
-
-    chosen = [layer for layer in source.extra_layers if wanted(layer)]
-    kept = {
-        layer.parameter: layer
-        for layer in source.extra_layers
-        if not wanted(layer) and not layer.transposed and layer.part is None
-    }
-    return chosen, kept
-
-
-def relative_error(weight: Tensor, value: CompressedTensor) -> float:
-    """`||W - W'||^2 / ||W||^2`; 0 where both are zero."""
-    dense = weight.double()
-    lost = (dense - value.dense(torch.float32)).square().sum().item()
-    return lost / max(dense.square().sum().item(), torch.finfo(torch.float64).tiny)
-
-
-def layer_report(
-    live: LiveBlock, layer: Layer, stored: int, stats: LayerStats, error: float | None
-) -> LayerReport:
-    """The stored bytes of a fused parameter are shared evenly by its parts' weights."""
-    record = live.record(layer)
-    value = record.weight
-    slot = [la for la in live.layers if (la.module, la.slot) == (layer.module, layer.slot)]
-    weights = sum(la.shape.numel() for la in slot)
-    resident = value.resident_bytes
-    if record.transform is not None:
-        resident += record.transform.resident_bytes
-    if error is None:
-        weight = live.weight(layer)
-        if record.transform is not None:
-            weight = record.transform.fold(weight)
-        error = relative_error(weight, value)
-    return LayerReport(
-        layer.name, value.format, value.numel, 8 * stored / max(1, weights),
-        8 * resident / max(1, value.numel), error,
-        max((c.count for c in stats.collected.values()), default=0), tuple(stats.notes),
-    )  # fmt: skip
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"notes": tuple(row["notes"])}

@@ -87,6 +87,12 @@ def compress(
         Order,
         typer.Option(help="Compress a block's layers together, or those with one input at a time."),
     ] = Order.block,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of statistics to use again, and to keep them in; with --inputs dense."
+        ),
+    ] = None,
     device: Device = "cpu",
     ray: Annotated[
         int | None, typer.Option(help="Farm layers out to so many Ray workers.", min=1)
@@ -123,7 +129,8 @@ def compress(
     with _farmed(options, ray) as options:
         result = run(
             model, methods, data, out=out, budget=budget, also=also or plan.get("also", ()),
-            overwrite=overwrite, windows=windows, options=options, progress=Bar(),
+            overwrite=overwrite, windows=windows, options=options,
+            statistics=statistics, progress=Bar(),
         )  # fmt: skip
     if json:
         print_json(result.report.to_json())
