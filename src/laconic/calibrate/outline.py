@@ -10,7 +10,7 @@ from laconic.calibrate.live import fill, widened
 from laconic.models.layout import Layer
 from laconic.models.source import ModelSource, structure_of
 from laconic.tensors import Dense
-from laconic.tensors.modules import CompressedModule
+from laconic.tensors.modules import CompressedEmbedding, CompressedModule
 from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
@@ -32,7 +32,9 @@ def outline_of(source: ModelSource, device: str = "cpu") -> nn.Module:
     layers = {layer.module: layer for layer in source.extra_layers if layer.part is None}
     for path, layer in layers.items():
         empty = torch.empty(layer.shape, device="meta", dtype=torch.float32)
-        replace_module(model, path, {layer.slot: Record(Dense(empty))})
+        module = replace_module(model, path, {layer.slot: Record(Dense(empty))})
+        if isinstance(module, CompressedEmbedding):
+            module.output_dtype = torch.float32
     for name, module in model.named_modules():
         if not f"{name}.".startswith(inside):
             _read_when_called(module, name, source, layers.get(name), device)

@@ -309,11 +309,9 @@ class _Runner:
         if not wants or stream is None or self.calibration is None:
             return {layer.name: LayerStats(layer) for layer in live.layers}
         stream.outline.set_submodule(module, live.module)
-        return collect(
-            live,
-            live.layers,
-            wants,
-            stream.finish,
-            self.calibration.fitted,
+        stats = collect(
+            live, live.layers, wants, stream.finish, self.calibration.fitted,
             batch=self.options.batch,
-        )
+        )  # fmt: skip
+        feed(stats)
+        return stats
