@@ -231,3 +231,76 @@ def test_heads_and_tables_follow_their_source():
     assert torch.allclose(model.head(x), head) and torch.equal(model.other(index), rows)
     assert model.head.bias is model.bias
     assert set(model.state_dict()) == {"table.weight", "bias", "head.bias"}
+
+
+class TestResuming:
+    """A directory of a job that has a name."""
+
+    def begin(self, tmp_path, error=None, job="job"):
+        with DirectorySink(tmp_path / "out", save_config, job=job) as sink:
+            found = sink.resumed()
+            if not found:
+                sink.put_module("a", {"weight": RECORD})
+                sink.checkpoint({"blocks": 1})
+            sink.put_tensor("b.weight", WEIGHT)
+            if error:
+                raise error
+            sink.keep_module("c", {"weight": Record(Dense(WEIGHT))})
+        return found
+
+    def kill(self, tmp_path, monkeypatch):
+        """As if the process had died: nothing is cleaned up."""
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectorySink, "_remove", lambda self: None)
+            with pytest.raises(ValueError):
+                self.begin(tmp_path, ValueError())
+
+    def test_goes_on(self, tmp_path, monkeypatch):
+        self.kill(tmp_path, monkeypatch)
+        assert self.begin(tmp_path) == {"blocks": 1}
+        write(tmp_path / "whole")
+        assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+        assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+    def test_another_job_begins(self, tmp_path, monkeypatch):
+        self.kill(tmp_path, monkeypatch)
+        assert self.begin(tmp_path, job="other") == {}
+
+    def test_damaged_progress(self, tmp_path, monkeypatch):
+        self.kill(tmp_path, monkeypatch)
+        (tmp_path / ".out.partial-job" / "progress.json").write_text("{")
+        assert self.begin(tmp_path) == {}
+
+    def test_begun_again(self, tmp_path, monkeypatch):
+        self.kill(tmp_path, monkeypatch)
+        with DirectorySink(tmp_path / "out", save_config, job="job") as sink:
+            sink.restart()
+            assert sink.resumed() == {}
+            sink.put_tensor("x", WEIGHT)
+        assert list(load_file(tmp_path / "out" / "model.safetensors")) == ["x"]
+
+    def test_two_at_once(self, tmp_path):
+        with DirectorySink(tmp_path / "out", save_config, job="job") as first:
+            with (
+                pytest.raises(LaconicError, match="another process"),
+                DirectorySink(tmp_path / "out", save_config, job="job"),
+            ):
+                pytest.fail("both write")
+            first.put_tensor("x", WEIGHT)
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    @pytest.mark.parametrize("after", [0.0, 1e9])
+    def test_an_interrupt_keeps_long_work_and_says_so(self, tmp_path, monkeypatch, after):
+        monkeypatch.setattr("laconic.models.directory.KEEP_AFTER", after)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            self.begin(tmp_path, KeyboardInterrupt())
+        kept = os.listdir(tmp_path) == [".out.partial-job"]
+        assert kept == (after == 0.0) == bool(getattr(caught.value, "__notes__", []))
+
+    def test_memory_is_bounded_by_pieces(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("laconic.models.directory.PIECE_BYTES", 500)
+        with DirectorySink(tmp_path / "out", save_config, shard_bytes=900) as sink:
+            for number in range(6):
+                sink.put_tensor(f"t{number}", torch.full((100,), float(number)))
+                assert sum(t.nbytes for t in sink._pending.values()) < 500
+        assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2

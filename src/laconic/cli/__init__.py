@@ -36,8 +36,9 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
     def run(*args: object, **options: object) -> None:
         try:
             verb(*args, **options)
-        except KeyboardInterrupt:
-            raise LaconicError("interrupted; nothing was left half-written") from None
+        except KeyboardInterrupt as error:
+            left = getattr(error, "__notes__", ["nothing was left half-written"])
+            raise LaconicError(f"interrupted; {left[0]}") from None
 
     return run
 
