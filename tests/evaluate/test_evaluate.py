@@ -2,14 +2,17 @@ import math
 
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoTokenizer
 
 import laconic
 from laconic.calibrate.data import Labelled
 from laconic.errors import DataError, UsageError
-from laconic.evaluate import compare, evaluate
+from laconic.evaluate import compare, evaluate, run
 from laconic.quantize.rtn import RTN
 from laconic.zoo import REFERENCE, TEST_TEXT
 from laconic.zoo.resnet import resnet20
+from tests.models.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,45 @@ def test_wrong_use(text, tmp_path):
         evaluate(laconic.load(REFERENCE), text)
     with pytest.raises(DataError, match="no such file"):
         evaluate(REFERENCE, tmp_path / "none")
+    with pytest.raises(UsageError, match="quick or full"):
+        evaluate(REFERENCE, text, slice="half")
+
+
+def test_quick_is_the_beginning(text, monkeypatch):
+    monkeypatch.setattr(run, "QUICK", {"text": 2, "labelled": 3})
+    quick, full = evaluate(REFERENCE, text, slice="quick"), evaluate(REFERENCE, text)
+    length = laconic.load(REFERENCE).config.max_position_embeddings
+    assert quick.tokens == 2 * (length - 1) < full.tokens and quick.slice == "quick"
+    model = laconic.load(REFERENCE)
+    windows = torch.randint(2048, (3, 8))
+    assert evaluate(model, windows, slice="quick").tokens == 2 * 7
+    data = Labelled({"x": torch.randn(6, 3, 32, 32)}, torch.randint(10, (6,)))
+    assert evaluate(resnet20().eval(), data, slice="quick").tokens == 3
+
+
+def test_sentences_and_images_from_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "QUICK", {"text": 2, "labelled": 3})
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(0)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    model = TINY["bert"].model()
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "bert")
+    (tmp_path / "s.tsv").write_text("a good play\t1\nthe king is dead\t0\n" * 3)
+    for slice, examples in (("quick", 3), ("full", 6)):
+        report = evaluate(tmp_path / "bert", tmp_path / "s.tsv", slice=slice)
+        assert (report.task, report.tokens) == ("classification", examples)
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+        (tmp_path / "i" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "i" / name)
+    resnet = "laconic.zoo.resnet:resnet20"
+    assert evaluate(resnet, tmp_path / "i").tokens == 4
+    assert evaluate(resnet, tmp_path / "i", slice="quick").stored_bytes is None
+
+
+def test_a_model_in_half_precision_is_measured_in_full():
+    half = laconic.load(REFERENCE, dtype=torch.bfloat16)
+    stored = sum(p.nbytes for p in half.parameters())
+    report = evaluate(half, torch.randint(2048, (1, 8)))
+    assert stored <= report.resident_bytes < 1.1 * stored
+    assert next(half.parameters()).dtype == torch.float32

@@ -1,4 +1,7 @@
+import itertools
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ from laconic.errors import DataError, UsageError
 from laconic.measure.losses import labelled_batches, language_batches, measure_losses
 from laconic.measure.paired import bootstrap, paired
 from laconic.measure.speed import seconds, speed_ratio
+from tests.models.tiny import TINY, VOCABULARY
 
 
 class Toy(nn.Module):
@@ -115,3 +119,42 @@ def test_speed_ratio_counts_work():
     assert speed_ratio(fast, slow) > 5
     assert [len(times) for times in seconds(fast, slow, 3)] == [3, 3]
     assert math.isfinite(speed_ratio(slow, slow, 1))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "qwen3_moe"])
+def test_threads_and_batches_do_not_matter(name):
+    model = TINY[name].model().float()
+    windows = torch.randint(4, VOCABULARY, (9, 33), generator=torch.Generator().manual_seed(2))
+    found = []
+    try:
+        for threads, batch in itertools.product((1, 2), (1, 8)):
+            torch.set_num_threads(threads)
+            if TINY[name].causal:
+                batches = language_batches(windows, batch)
+            else:
+                batches = labelled_batches(
+                    Labelled({"input_ids": windows}, windows[:, 0] % 2), batch
+                )
+            losses = measure_losses(model, batches, reference=TINY[name].model(1).float())
+            found.append(torch.stack([losses.nll, losses.kl, losses.flips]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_windows_of_a_batch_run_beside_each_other():
+    seen = set()
+
+    class Slow(Toy):
+        def forward(self, input_ids):
+            seen.add(threading.get_ident())
+            time.sleep(0.01)
+            return super().forward(input_ids)
+
+    try:
+        torch.set_num_threads(2)
+        measure_losses(Slow(), language_batches(torch.randint(11, (8, 5)), 8))
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) == 2

@@ -9,15 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from laconic.calibrate.data import (
-    Labelled,
-    image_statistics,
-    read_images,
-    read_sentences,
-    read_text,
-    windows,
-)
-from laconic.errors import DataError, UsageError
+from laconic.calibrate.data import Labelled
+from laconic.calibrate.inputs import Subject, read_inputs
+from laconic.errors import UsageError
 from laconic.loading import load
 from laconic.measure.losses import (
     Batch,
@@ -150,56 +144,23 @@ def _open(model: Any, device: str, trust: bool) -> tuple[nn.Module, int]:
 def _batches(
     model: Any, loaded: nn.Module, data: Any, slice: Slice, batch: int
 ) -> tuple[str, list[Batch]]:
-    config = getattr(loaded, "config", None)
-    if isinstance(data, torch.Tensor):
-        return "language", language_batches(data[: _limit("text", slice)], batch)
-    if isinstance(data, Labelled):
-        return "classification", labelled_batches(_first(data, slice), batch)
-    path = Path(data)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    kind = type(loaded).__name__
-    if "ForImageClassification" in kind or config is None:
-        size = getattr(config, "image_size", 32)
-        folder = None if config is None or isinstance(model, nn.Module) else Path(model)
-        limit = QUICK["labelled"] if slice == "quick" else None
-        images = read_images(path, size, *image_statistics(folder, size), limit)
-        return "classification", labelled_batches(images, batch)
-    tokenizer = _tokenizer(model)
-    if "ForSequenceClassification" in kind:
-        limit = min(128, getattr(config, "max_position_embeddings", 128))
-        sentences = read_sentences(path, tokenizer, limit)
-        return "classification", labelled_batches(_first(sentences, slice), batch)
-    context = getattr(config, "max_position_embeddings", None) or getattr(
-        config, "n_positions", 2048
+    subject = Subject(loaded, _folder(model))
+    inputs = read_inputs(data, subject, _limit(subject, slice))
+    if isinstance(inputs, Labelled):
+        kept = inputs.first(QUICK["labelled"]) if slice == "quick" else inputs
+        return "classification", labelled_batches(kept, batch)
+    return "language", language_batches(
+        inputs[: QUICK["text"]] if slice == "quick" else inputs, batch
     )
-    rows = windows(read_text(path), tokenizer, context)
-    return "language", language_batches(rows[: _limit("text", slice)], batch)
 
 
-def _limit(kind: str, slice: Slice) -> int | None:
+def _limit(subject: Subject, slice: Slice) -> int | None:
+    """How much of a file is wanted; None for all of it."""
     if slice not in ("quick", "full"):
         raise UsageError(f"slice must be quick or full, found {slice!r}")
-    return QUICK[kind] if slice == "quick" else None
-
-
-def _first(data: Labelled, slice: Slice) -> Labelled:
-    limit = _limit("labelled", slice)
-    return data if limit is None else data.first(limit)
-
-
-def _tokenizer(model: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    if isinstance(model, nn.Module):
-        raise UsageError(
-            "a module in memory has no tokenizer: give windows (N, T) of token numbers"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise DataError(f"{model}: no tokenizer to read text with: {reason}") from error
+    if slice == "full":
+        return None
+    return QUICK["text" if subject.takes == "text" else "labelled"]
 
 
 def _against(
@@ -227,9 +188,17 @@ def _name(model: Any) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
-def _stored(model: Any) -> int | None:
+def _folder(model: Any) -> Path | None:
+    """Where the files of `model` are; None for a module, or a factory that was given no path."""
     if isinstance(model, nn.Module):
         return None
     text = str(model)
-    folder = Path(text.partition("@")[2] if is_factory(text) else text)
-    return stored_bytes(folder) if folder.is_dir() and folder != Path() else None
+    if not is_factory(text):
+        return Path(text)
+    _, _, path = text.partition("@")
+    return Path(path) if path else None
+
+
+def _stored(model: Any) -> int | None:
+    folder = _folder(model)
+    return None if folder is None or not folder.is_dir() else stored_bytes(folder)

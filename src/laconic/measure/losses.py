@@ -1,8 +1,9 @@
 """Losses of models on data, one at a time or paired, always in fp32.
 
 Weights are the `dense()` values in fp32 and every sum is taken window by window in fp64. On a CPU
-each window goes through the model alone: matrix products of other heights round differently, and
-batches of 1, 8 and 32 must give the same number. It costs little there; a GPU takes whole batches.
+each window goes through the model alone and on one thread, the windows of a batch on several threads
+at a time: products of other heights, or split over threads, round differently, and batches of 1, 8
+and 32 on any number of threads must give the same number. A GPU takes whole batches.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from laconic.calibrate.data import Labelled
 from laconic.errors import DataError
+from laconic.numerics.parallel import parallel_map
 from laconic.progress import SILENT, Progress
 
 Batch = tuple[
@@ -68,17 +70,21 @@ def measure_losses(
 ) -> Losses:  # fmt: skip
     """Runs `model`, and beside it `reference`, over `batches`.
 
+    Args:
+        model: in evaluation mode; on a CPU several threads call it at the same time.
+        batches: inputs and targets; on a CPU the windows of a batch run side by side, as many at a
+            time as torch has threads.
+        reference: sees the same windows.
+        progress: follows the batches.
+        device: where the models are.
+
     Raises:
         DataError: there are no batches, or the data does not suit the model.
     """
     rows: list[Tensor] = []
     for inputs, targets in progress.track(list(batches), "evaluating"):
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        targets = targets.to(device)
-        logits = _logits(model, inputs)
-        other = None if reference is None else _logits(reference, inputs)
-        for i in range(len(targets)):
-            rows.append(_window(logits[i], targets[i], None if other is None else other[i]))
+        rows += _rows(model, reference, inputs, targets.to(device))
     if not rows:
         raise DataError("there is no data to evaluate on")
     table = torch.stack(rows)
@@ -87,6 +93,23 @@ def measure_losses(
         losses.flips, losses.kl = table[:, 3], table[:, 4]
         losses.reference = Losses(table[:, 5], table[:, 1], table[:, 6])
     return losses
+
+
+def _rows(
+    model: nn.Module, reference: nn.Module | None, inputs: dict[str, Tensor], targets: Tensor
+) -> list[Tensor]:
+    """The sums of each window of a batch."""
+
+    def run(part: slice) -> list[Tensor]:
+        given = {name: value[part] for name, value in inputs.items()}
+        logits = _logits(model, given)
+        others = [None] * len(logits) if reference is None else _logits(reference, given)
+        return [_window(*row) for row in zip(logits, targets[part], others)]
+
+    if targets.device.type != "cpu":
+        return run(slice(None))
+    alone = parallel_map(run, [slice(i, i + 1) for i in range(len(targets))])
+    return [row for rows in alone for row in rows]
 
 
 def _window(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -112,10 +135,7 @@ def _window(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor
 
 def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """(B, T, V); a classifier's (B, C) becomes one prediction (B, 1, C)."""
-    first = next(iter(inputs.values()))
-    step = 1 if first.device.type == "cpu" else len(first)
-    parts = [{k: v[i : i + step] for k, v in inputs.items()} for i in range(0, len(first), step)]
-    logits = torch.cat([_call(model, part) for part in parts])
+    logits = _call(model, inputs)
     return logits if logits.ndim == 3 else logits.unsqueeze(1)
 
 
