@@ -9,10 +9,10 @@ import pytest
 import laconic
 
 PACKAGES = (
-    "allocate", "calibrate", "models", "numerics", "quantize", "tensors", "zoo",
+    "allocate", "calibrate", "measure", "models", "numerics", "quantize", "tensors", "tune", "zoo",
 )  # fmt: skip
 MODULES = [
-    "laconic.compression", "laconic.errors", "laconic.hf", "laconic.loading", "laconic.method",
+    "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",
     "laconic.planning", "laconic.progress", "laconic.registry",
 ]  # fmt: skip
 MODULES += [

@@ -21,7 +21,7 @@ from benchmarks.bench import Bench
 
 WIDTH, INNER, HEADS, VOCABULARY = 2048, 5632, 16, 8192
 BLOCKS = {"full": (15, 30, 62), "quick": (2, 4, 6)}  # three sizes
-CONTEXT, SEQUENCES = 512, 8
+CONTEXT, SEQUENCES = 256, 16
 BASE = "import torch, laconic, sys; torch.set_num_threads(2)\nfrom laconic.models.open import open_source\n"
 END = """
 import json, time
@@ -41,6 +41,8 @@ from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.statistics import SecondMoment
 from laconic.calibrate.stream import open_stream
 from pathlib import Path
+from laconic.numerics.allocator import give_back_memory
+give_back_memory()
 source = open_source(sys.argv[1])
 inputs = [{"input_ids": row[None]} for row in torch.load(sys.argv[3], weights_only=True)]
 found = {"block": 0, "sums": 0}

@@ -70,6 +70,8 @@ class TestLevels:
             EvoPress(method="rtm").strengths()
         with pytest.raises(UsageError, match="has no setting 'bit'"):
             EvoPress(method="rtn:bit=3").strengths()
+        with pytest.raises(UsageError, match="evopress has no strengths to choose from"):
+            EvoPress(method="evopress").strengths()
 
     def test_no_data(self, source):
         for method in (EvoPress(), EvoPressDepth()):
@@ -83,7 +85,14 @@ class TestDepth:
         plan = EvoPressDepth(remove=0.5, unit=unit, **QUICK).plan(source, calibration)
         assert len(plan.edits) == count and not plan.methods
         assert plan.edits[0]["module"] in plan.notes[0]
+        what = "2 of 4 blocks" if unit == "block" else "2 of 4 attentions and MLPs"
+        assert f"drops {what}: " in plan.notes[0]
         apply_edits(build("qwen3"), plan.edits)
+
+    @pytest.mark.parametrize(("remove", "count"), [(0.375, 1), (0.38, 2), (0.625, 2)])
+    def test_halves_are_rounded_down(self, source, calibration, remove, count):
+        method = EvoPressDepth(remove=remove, unit="block", **(QUICK | {"generations": 1}))
+        assert len(method.plan(source, calibration).edits) == count
 
     @pytest.mark.parametrize("remove", [0.1, 0.9])
     def test_nothing_or_all(self, source, calibration, remove):

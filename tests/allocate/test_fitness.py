@@ -161,8 +161,8 @@ class TestDivergence:
 
 class TestTop:
     def test_renormalised_over_the_most_likely(self, live):
-        dense = copy.deepcopy(live.module)
         fitness = DenseKL(live.module, sequences(2), top=10)
+        dense = copy.deepcopy(live.module)
         assert fitness.top == 10
         coarse(live)
         total = 0.0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from laconic.errors import CorruptFile, UsageError
-from laconic.tensors import Dense, Grouped, IntQuantizer, Stacked
+from laconic.tensors import ChannelScale, Dense, Grouped, IntQuantizer, Stacked
 from laconic.tensors.compressed import State, from_state, register_kind, registered_kinds
 from laconic.tensors.stored import decode, encode
 from tests.tensors.strategies import compressed_tensors, grouped, same_bits, stacks, weights
@@ -212,3 +212,16 @@ def test_values_are_compared_by_identity():
     value = IntQuantizer().quantize(torch.randn(3, 3))
     assert value == value and value != IntQuantizer().quantize(torch.randn(3, 3))
     assert len({value, value}) == 1
+
+
+def test_torchs_functions_refuse_it():
+    with pytest.raises(TypeError):
+        torch.add(Dense(torch.ones(2)), 1)
+    with pytest.raises(TypeError):
+        F.linear(torch.ones(1, 2), Dense(torch.ones(2, 2)))
+
+
+def test_parts_of_another_sort():
+    state = ChannelScale(torch.ones(3)).state()
+    with pytest.raises(CorruptFile, match="a channel scale, a CompressedTensor is expected"):
+        from_state(State("sum", {}, parts={"0": state}))

@@ -1,5 +1,6 @@
 """EvoPress: which layer gets how many bits, or which blocks go, by search on the true loss."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -102,7 +103,8 @@ class EvoPressDepth(ModelMethod):
     """Searches which attentions and MLPs, or blocks, a model misses least, and drops them.
 
     Args:
-        remove: share of the blocks, above 0 and below 1; of sublayers, the share of each kind.
+        remove: share of the blocks, above 0 and below 1; of sublayers, the share of each kind. Rounded
+            to the nearest whole number, halves down: 0.25 of 6 blocks is 1.
         unit: `sublayer`, attentions and MLPs one by one, or whole `block`.
         protect: blocks at each end that stay whole.
         generations: of the search; 0 for the paper's k (n - k) / 1.5, k of n being dropped.
@@ -144,7 +146,7 @@ class EvoPressDepth(ModelMethod):
     ) -> ModelPlan:  # fmt: skip
         """What to drop, as edits."""
         blocks = len(source.blocks)
-        drop = round(self.remove * blocks)
+        drop = math.ceil(self.remove * blocks - 0.5)
         if not 0 < drop < blocks:
             raise BudgetError(f"{self.remove:g} of {blocks} blocks is {drop}: nothing or all")
         effort = depth_effort(
@@ -156,7 +158,8 @@ class EvoPressDepth(ModelMethod):
             protect=self.protect, folder=None if self.folder is None else Path(self.folder),
             device=device, progress=progress or SILENT,
         )  # fmt: skip
-        note = found.note(f"evopress without {', '.join(found.chosen)}")
+        what = f"{drop} of {blocks} {'blocks' if self.unit == 'block' else 'attentions and MLPs'}"
+        note = found.note(f"evopress drops {what}: {', '.join(found.chosen)}")
         return ModelPlan(edits=tuple(drops(found.chosen)), notes=(note,))
 
 

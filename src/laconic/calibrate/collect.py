@@ -45,10 +45,10 @@ def collect(
     if not statistics:
         return {layer.name: LayerStats(layer) for layer in layers}
     with torch.inference_mode(), ExitStack() as stack:
-        watch = stack.enter_context(live.watched(layers))
+        watch = stack.enter_context(live.watched(layers, outputs=sums.of_outputs))
         other = watch
         if reference is not None and reference[0] is not live:
-            other = stack.enter_context(reference[0].watched(layers))
+            other = stack.enter_context(reference[0].watched(layers, outputs=sums.of_outputs))
 
         def traced(sequence: int) -> tuple[Trace, Trace | None]:
             with watch.trace() as trace:

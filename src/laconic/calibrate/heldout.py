@@ -32,7 +32,9 @@ class HeldOut:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._watch = self._stack.enter_context(self._live.watched(self._live.layers))
+        self._watch = self._stack.enter_context(
+            self._live.watched(self._live.layers, outputs=False)
+        )
         return self
 
     def __exit__(

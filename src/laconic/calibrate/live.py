@@ -6,6 +6,7 @@ are multiplied, so that a block costs no more memory than it has on disk.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import local
 from typing import Any
 
@@ -21,6 +22,7 @@ from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
 Key = tuple[str, str, int]  # module, slot, position in a fused parameter (0 where there is one)
+NOTHING = torch.empty(0)
 Trace = list[tuple[str, Sight]]  # what each watched module multiplied, in order: (module, sight)
 
 
@@ -110,14 +112,15 @@ class LiveBlock:
 
     @contextmanager
     def watched(
-        self, layers: Iterable[Layer], *, on_sight: Observer | None = None
-    ) -> Iterator["Watch"]:
+        self, layers: Iterable[Layer],
+        *, on_sight: Observer | None = None, outputs: bool = True,
+    ) -> Iterator["Watch"]:  # fmt: skip
         """What the modules of `layers` multiply inside is kept for whoever asks `Watch.trace`.
 
-        `on_sight` is called with each before it is kept.
+        `on_sight` is called with each before it is kept. Without `outputs` only inputs are kept.
         """
         paths = dict.fromkeys(layer.module for layer in layers)
-        watch = Watch({path: self._compressed(path) for path in paths}, on_sight)
+        watch = Watch({path: self._compressed(path) for path in paths}, on_sight, outputs)
         try:
             yield watch
         finally:
@@ -153,9 +156,9 @@ class Watch:
     """Listens to modules; each thread has its own trace."""
 
     def __init__(
-        self, modules: Mapping[str, CompressedModule], on_sight: Observer | None = None
+        self, modules: Mapping[str, CompressedModule], on_sight: Observer | None, outputs: bool
     ) -> None:
-        self._modules, self._on_sight = dict(modules), on_sight
+        self._modules, self._on_sight, self._outputs = dict(modules), on_sight, outputs
         self._local = local()
         for path, module in self._modules.items():
             module.observer = lambda sight, path=path: self._see(path, sight)
@@ -165,6 +168,8 @@ class Watch:
         if trace is not None:
             if self._on_sight is not None:
                 self._on_sight(sight)
+            if not self._outputs:
+                sight = replace(sight, raw=NOTHING, outputs=NOTHING)
             trace.append((path, sight))
 
     @contextmanager

@@ -32,6 +32,7 @@ from laconic.errors import DataError, UsageError
 from laconic.models.layout import Block, Layer
 from laconic.models.sink import Sink
 from laconic.models.source import ModelSource
+from laconic.numerics.allocator import give_back_memory
 from laconic.progress import SILENT, Progress
 from laconic.tensors import Dense
 from laconic.tensors.stored import Record
@@ -94,6 +95,7 @@ def run_layers(
         DataError: a step wants statistics and there is no data.
         UsageError: `also` names nothing in the model.
     """
+    give_back_memory()
     runner = _Runner(source, sink, steps, calibration, also, options or RunOptions())
     return runner.run(progress, what)
 

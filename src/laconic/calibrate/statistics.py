@@ -18,7 +18,7 @@ from laconic.errors import CorruptFile, DataError
 
 PRECISION = torch.float32  # of observations and of products within a sequence
 SUMS = torch.float64  # of sums over sequences
-PANEL = 512  # columns of a moment that one task adds to
+PANEL = 128  # columns of a moment that one task adds to: bounds its temporary memory
 
 Task = Callable[[], None]
 
@@ -29,13 +29,13 @@ class Observation:
 
     Attributes:
         inputs: (n, in) what the weight multiplied, fp32: positions, or patches of a convolution.
-        outputs: (n, out) with the bias.
+        outputs: (n, out) with the bias; None where no statistic is of outputs.
         gradients: (n, out) of the loss with respect to the outputs; gradient passes only.
         reference: (n, in) what the same layer of the dense model saw of the same sequence.
     """
 
     inputs: Tensor
-    outputs: Tensor
+    outputs: Tensor | None
     gradients: Tensor | None = None
     reference: Tensor | None = None
 
@@ -46,7 +46,7 @@ class Statistic(ABC):
     Attributes:
         name: in files and messages.
         of_inputs: whether it depends on the inputs alone, so that layers with one input share it.
-        needs: parts of an observation that must be there besides inputs and outputs.
+        needs: parts of an observation that must be there besides inputs.
     """
 
     name: ClassVar[str]
@@ -185,16 +185,21 @@ class OutputMoment(Statistic):
 
     name = "output moment"
     of_inputs = False
+    needs = frozenset({"outputs"})
 
     def sums(self, seen: Observation) -> dict[str, Tensor]:
+        assert seen.outputs is not None
         width = seen.outputs.shape[1]
         return {"sum": _zeros(seen.outputs, width), "moment": _zeros(seen.outputs, width, width)}
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
-        def add() -> None:
-            sums["sum"] += seen.outputs.sum(dim=0, dtype=SUMS)
+        assert seen.outputs is not None
+        outputs = seen.outputs
 
-        return [add, *_moment_tasks(sums["moment"], seen.outputs)]
+        def add() -> None:
+            sums["sum"] += outputs.sum(dim=0, dtype=SUMS)
+
+        return [add, *_moment_tasks(sums["moment"], outputs)]
 
 
 @dataclass(frozen=True)

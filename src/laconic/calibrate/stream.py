@@ -8,8 +8,9 @@ Where each block takes what the one before it gave, only the hidden states are k
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import torch
@@ -76,12 +77,13 @@ class SequentialStream(Stream):
     """Hidden states between two blocks, and the other arguments of each block."""
 
     def __init__(
-        self, outline: nn.Module, paths: Sequence[str], inputs: Inputs, device: str,
+        self, source: ModelSource, inputs: Inputs, device: str,
         calls: Sequence[Sequence[Call]], states: States, folder: Path | None, name: str = "hidden",
     ) -> None:  # fmt: skip
-        self._outline, self._paths, self._inputs, self._device = outline, paths, inputs, device
+        self._source, self._inputs, self._device = source, inputs, device
         self._calls, self._states, self._folder, self._name = calls, states, folder, name
         self.count = len(inputs)
+        self._local = local()  # several threads may finish sequences
 
     def run(self, number: int, block: nn.Module, sequence: int) -> Tensor:
         given = self._calls[sequence][number]
@@ -114,20 +116,22 @@ class SequentialStream(Stream):
 
     def fork(self) -> "SequentialStream":
         return SequentialStream(
-            self._outline, self._paths, self._inputs, self._device, self._calls, self._states,
-            self._folder, "reference",
+            self._source, self._inputs, self._device, self._calls, self._states, self._folder,
+            "reference",
         )  # fmt: skip
 
     def finish(self, sequence: int) -> Any:
-        last = self._states.get(sequence).to(self._device)
-        for path in self._paths:
-            block = self._outline.get_submodule(path)
-            block.forward = lambda *args, **kwargs: last
-        return call(self._outline, self._inputs[sequence], self._device)
+        outline = self.outline
+        self._local.last = self._states.get(sequence).to(self._device)
+        return call(outline, self._inputs[sequence], self._device)
 
-    @property
+    @cached_property
     def outline(self) -> nn.Module:
-        return self._outline
+        outline = outline_of(self._source, self._device)
+        for block in self._source.blocks:
+            module = outline.get_submodule(block.name)
+            module.forward = lambda *args, **kwargs: self._local.last
+        return outline
 
 
 class WholeStream(Stream):
@@ -193,7 +197,8 @@ def open_stream(
                 return WholeStream(outline_of(source, device), blocks, inputs, device)
             states.put(number, recorder.hidden.cpu())
             calls.append([_interned(call, pool) for call in recorder.calls])
-    return SequentialStream(outline, paths, inputs, device, calls, states, folder)
+    recorder.close()
+    return SequentialStream(source, inputs, device, calls, states, folder)
 
 
 class _Stop(Exception):
@@ -204,7 +209,7 @@ class _Recorder:
     """Puts a listener into the place of each block of an outline, and sees whether they form a chain."""
 
     def __init__(self, outline: nn.Module, paths: Sequence[str]) -> None:
-        self._outline, self._count = outline, len(paths)
+        self._outline, self._paths, self._count = outline, paths, len(paths)
         self.hidden: Tensor
         self.calls: list[Call] = []
         self.chained = True
@@ -225,6 +230,12 @@ class _Recorder:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"the model cannot take this data: {reason}") from error
         return False
+
+    def close(self) -> None:
+        """Lets go of the outline, which then is freed at once: it holds embeddings."""
+        for path in self._paths:
+            del self._outline.get_submodule(path).forward
+        del self._outline
 
     def _listen(self, number: int, *args: Any, **kwargs: Any) -> Tensor:
         rest = dict(kwargs)

@@ -28,6 +28,7 @@ class Sums:
 
     def __init__(self, statistics: Sequence[Statistic], layers: Sequence[Layer]) -> None:
         self._statistics, self._layers = statistics, layers
+        self.of_outputs = any("outputs" in statistic.needs for statistic in statistics)
         self._by_key = layers_by_key(layers)
         self._collected: dict[tuple[str, Statistic], Collected] = {}
         self._owner: dict[str, str] = {}  # layer -> the one whose input sums it shares
@@ -52,7 +53,7 @@ class Sums:
                 owner = self._owner.setdefault(layer.name, owner)
                 seen = Observation(
                     _positions(sight.inputs),
-                    _positions(_own(layer, sight.outputs)),
+                    _positions(_own(layer, sight.outputs)) if self.of_outputs else None,
                     None if gradient is None else _positions(_own(layer, gradient)),
                     None if reference is None else _positions(reference),
                 )

@@ -53,7 +53,8 @@ class _CompressedConv(CompressedModule):
         y = type(self).convolve(padded, self.weight.dense(x.dtype), bias, **self.geometry)
         if self.observer is None:
             return y
-        last = y.movedim(self.channels, -1)  # what is shown is what is passed on: gradients reach it
+        # What is shown is what is passed on, so that gradients reach it.
+        last = y.movedim(self.channels, -1)
         self.show(x, self.patches(inputs), last)
         return last.movedim(-1, self.channels)
 

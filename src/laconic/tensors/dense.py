@@ -5,8 +5,11 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from laconic.tensors.compressed import CompressedTensor, State, checked_index, register_kind
+
+WIDENED = 1 << 20  # weights that are in memory in another dtype at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,17 @@ class Dense(CompressedTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.value.to(dtype or self.dtype)
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As for every tensor; a large weight of another dtype is widened some rows at a time."""
+        step = max(1, WIDENED // max(1, self.shape[-1]))
+        if self.dtype == x.dtype or self.shape[0] <= step or self.value.ndim != 2:
+            return super().matmul(x, bias)
+        parts = torch.split(self.value, step)
+        biases = [None] * len(parts) if bias is None else torch.split(bias.to(x.dtype), step)
+        return torch.cat(
+            [F.linear(x, part.to(x.dtype), b) for part, b in zip(parts, biases)], dim=-1
+        )
 
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return self.value[checked_index(index, self.shape[0])].to(dtype or self.dtype)
