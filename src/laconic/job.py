@@ -53,6 +53,7 @@ class CompressionReport:
         peak_rss_bytes: VmHWM of the process.
         layers: one report each.
         warnings: what the user should know.
+        notes: what a method tells of its search.
         budget: as given, if it was.
     """
 
@@ -69,6 +70,7 @@ class CompressionReport:
     peak_rss_bytes: int
     layers: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     budget: str | None = None
     kind: str = "compression"
 
@@ -88,6 +90,8 @@ class Job:
         options: of the runner.
         progress: follows it.
         calibration: sequences, where a method wants any.
+        warnings: for the report, so far.
+        notes: for the report, so far.
     """
 
     source: ModelSource
@@ -97,6 +101,7 @@ class Job:
     progress: Progress
     calibration: Calibration | None = None
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         kinds = (LayerMethod, BlockMethod)
@@ -144,7 +149,7 @@ class Job:
             found = first.plan(
                 self.source, self.calibration, device=self.options.device, progress=self.progress
             )
-            self.warnings += found.notes
+            self.notes += found.notes
             steps = planned_steps(found.methods)
             planner = {"method": name_of(type(first)), "settings": first.settings()}
             rest = Plan.of(self.chain[1:]).steps  # type: ignore[arg-type]
@@ -237,6 +242,7 @@ class Job:
             peak_rss_bytes=peak_rss_bytes(),
             layers=[asdict(layer) for layer in layers],
             warnings=[*self.warnings, *plan.warnings, *self._warnings(layers)],
+            notes=[*self.notes, *plan.notes],
             budget=None if budget is None else str(budget),
         )
 

@@ -97,6 +97,7 @@ class Plan:
         edits: changes of the structure, made first.
         planner: the method that planned it and its settings, as JSON, if one did.
         warnings: for the report.
+        notes: for the report.
     """
 
     steps: list[PlannedStep | BlockMethod]
@@ -107,6 +108,7 @@ class Plan:
     edits: tuple[dict[str, Any], ...] = ()
     planner: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, methods: Sequence[LayerMethod | BlockMethod]) -> Self:

@@ -217,8 +217,11 @@ def _show(report: "CompressionReport") -> None:
         table.add_row(name, str(len(rows)), f"{bits:.2f}", f"{error:.2e}")
     console.print(table)
     worst = max(report.layers, key=lambda row: row["error"])
-    console.print(f"  worst: {worst['name']} lost {100 * worst['error']:.3g}% of its energy")
+    if worst["error"] > 0:
+        console.print(f"  worst: {worst['name']} lost {100 * worst['error']:.3g}% of its energy")
     console.print(f"  {report.seconds:.1f} s, peak memory {size(report.peak_rss_bytes)}")
+    for note in report.notes:
+        console.print(f"  [dim]note:[/dim] {note}")
     for warning in report.warnings:
         console.print(f"  [yellow]warning:[/yellow] {warning}")
     console.print(f"  next: laconic evaluate {report.out} --against {report.model} --data TEXT")
