@@ -161,7 +161,7 @@ class MaskedCodes(CompressedTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         value = self.whole().dense(PRECISION)
-        return value.mul_(self.mask.dense()).to(dtype or self.dtype)
+        return value.masked_fill_(~self.mask.dense(), 0).to(dtype or self.dtype)
 
     def state(self) -> State:
         codes = unpack(self.packed, self.bits, self.mask.kept)
