@@ -10,7 +10,7 @@ demo: $(VENV)/.runtime  ## the whole path on the bundled model, in a minute or t
 	$(BIN)/laconic demo --overwrite
 
 test: $(VENV)/.dev  ## unit tests, contract suites, examples
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(VENV)/.dev  ## format, style, types, import contracts
 	$(BIN)/ruff format --check src tests benchmarks scripts

@@ -12,7 +12,7 @@ PACKAGES = (
     "allocate", "calibrate", "measure", "models", "numerics", "quantize", "tensors", "tune", "zoo",
 )  # fmt: skip
 MODULES = [
-    "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",
+    "laconic.budgeting", "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",
     "laconic.planning", "laconic.progress", "laconic.registry",
 ]  # fmt: skip
 MODULES += [

@@ -1,1 +1,1 @@
-"""Proofs of laconic.quantize."""
+"""Proofs of laconic.prune."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from laconic.allocate.budget import Budget
+from laconic.allocate.budget import Budget, Unit
+from laconic.budgeting import default_method
 from laconic.calibrate.calibration import FITTED
 from laconic.calibrate.runner import RunOptions
 from laconic.errors import BudgetError, UsageError
@@ -38,7 +39,7 @@ class Compression:
 
 def compress(
     model: "str | Path | nn.Module | ModelSource",
-    methods: Method | Sequence[Method],
+    methods: Method | Sequence[Method] | None = None,
     data: Any = None,
     *,
     out: str | Path | None = None,
@@ -56,11 +57,14 @@ def compress(
         model: a directory, `package.module:factory[@path]`, a module or a source. A module without
             `out` is changed in place.
         methods: one, or a chain that is applied block by block in order. A method that plans for the
-            whole model comes first.
+            whole model comes first. With a budget none need be given: `ecgptq` for bytes in files,
+            `gptq` for bytes in memory.
         data: calibration data, for methods that need it; what `read_calibration` takes.
         out: directory to write; streams from disk to disk with one block in memory. A run that was
             killed goes on behind its last finished block when it is started again.
-        budget: upper limit; the method's options are spread over the layers to meet it.
+        budget: upper limit; the method's options are spread over the layers to meet it. `3.2bit`,
+            `25%` or `1.5GB` are of files, or in memory with `resident` behind them; `0.7x params` and
+            `0.6x flops` are for methods that leave weights out.
         also: layers outside the blocks to compress too: `"embeddings"`, `"rest"` or module paths.
         overwrite: replace an existing `out`, once the new one is complete.
         windows: sequences that methods are fitted to; 32 more measure the layers' errors.
@@ -79,15 +83,23 @@ def compress(
         >>> result.report.layers[0]["format"]
         'int8 row'
     """
+    limit = Budget.parse(budget) if isinstance(budget, str) else budget
+    why = ""
+    if methods is None:
+        if limit is None:
+            raise UsageError("give a method, or a budget to choose one for")
+        methods, why = default_method(limit, data is not None)
     chain = [methods] if isinstance(methods, Method) else list(methods)
     job = Job(open_source(model), chain, also, options or RunOptions(), progress)
     if out is None and not isinstance(model, nn.Module):
         raise UsageError("a model on disk needs out= (--out), the directory to write")
     started = time.perf_counter()
-    job.read_data(data, windows)
+    if why:
+        job.notes.append(f"chosen: {why}")
+    job.read_data(data, windows, counted=limit is not None and limit.unit is Unit.FLOPS)
     if statistics is not None:
         job.use_statistics(Path(statistics))
-    plan = job.plan(Budget.parse(budget) if isinstance(budget, str) else budget, out is not None)
+    plan = job.plan(limit, out is not None)
     if plan.edits:
         job.edit(plan.edits, in_place=out is None)
     for _ in range(RETRIES):

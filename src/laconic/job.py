@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from laconic.allocate.budget import Budget
+from laconic.budgeting import plan_budget
 from laconic.calibrate.calibration import Calibration, read_calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.inputs import Subject
@@ -28,7 +29,7 @@ from laconic.models.layout import Layer
 from laconic.models.memory import MemorySource
 from laconic.models.sink import MemorySink
 from laconic.models.source import ModelSource
-from laconic.planning import Plan, plan_budget, planned_steps
+from laconic.planning import Plan, planned_steps
 from laconic.progress import Progress
 from laconic.registry import name_of
 
@@ -118,13 +119,16 @@ class Job:
         inside = [layer for block in self.source.blocks for layer in block.layers]
         return inside + choose_extra(self.source, self.also)[0]
 
-    def read_data(self, data: Any, windows: int) -> None:
-        """Reads calibration sequences if a method needs them; says so if they are not used."""
+    def read_data(self, data: Any, windows: int, *, counted: bool = False) -> None:
+        """Reads calibration sequences if a method needs them; says so if they are not used.
+
+        `counted`: whether a budget needs them too, to count operations on.
+        """
         if isinstance(data, str | Path) and not Path(data).exists():
             raise DataError(f"{data}: no such file or folder")
         if data is None:
             return
-        if all(method.needs is Needs.NOTHING for method in self.chain):
+        if not counted and all(method.needs is Needs.NOTHING for method in self.chain):
             name = name_of(type(self.chain[0]))
             what = data if isinstance(data, str | Path) else "the data"
             self.warnings.append(f"{name} needs no data: {what} was not used")
@@ -201,9 +205,15 @@ class Job:
             else:
                 stored = of_layers + self._untouched_bytes()
             counted = of_layers if plan.of_layers else stored
+            if plan.resident:
+                counted = self._resident_bytes(layers, plan)
             if plan.limit is not None and counted > plan.limit:
                 raise TooLarge(counted)
         return layers, stored
+
+    def _resident_bytes(self, layers: list[LayerReport], plan: Plan) -> int:
+        own = sum(round(la.weights * la.resident_bits_per_weight / 8) for la in layers)
+        return own if plan.of_layers else own + self._untouched_bytes()
 
     def name(self, plan: Plan) -> str | None:
         """Of everything that the result depends on, so that a killed run is resumed by its like."""

@@ -102,7 +102,14 @@ class Method(ABC):
 
 
 class LayerMethod(Method):
-    """A method that sees one weight at a time."""
+    """A method that sees one weight at a time.
+
+    Attributes:
+        by_rows: whether a sample of a weight's rows takes as many bytes a weight, and loses as much of
+            them, as the whole; budgets are then measured on samples of large weights.
+    """
+
+    by_rows: ClassVar[bool] = True
 
     @abstractmethod
     def compress_weight(self, weight: "Tensor", stats: "LayerStats") -> "CompressedTensor":
@@ -116,16 +123,33 @@ class LayerMethod(Method):
     def revise(self, weight: "Tensor", record: "Record", stats: "LayerStats") -> "Record":
         """What a layer becomes that now is `record` and whose dense weight is `weight`.
 
-        A method that builds on what those before it in the chain made (a correction of their error, a
+        By default what methods before this one have left is compressed, and zeros that they put stay. A
+        method that builds on what those before it in the chain made (a correction of their error, a
         transform before them) overrides this.
         """
-        folded = weight if record.transform is None else record.transform.fold(weight)
-        value = self.compress_weight(folded.to(weight.dtype), stats)
+        from laconic.tensors.masked import mask_of, masked_again
+
+        stats.mask = mask_of(record.weight)
+        value = self.compress_weight(record.weight.dense(weight.dtype), stats)
+        if stats.mask is not None:
+            again = masked_again(value, stats.mask)
+            if again is None:
+                stats.note(f"{value.format} cannot keep the zeros that were there")
+            value = value if again is None else again
         return replace(record, weight=value)
 
     def options(self) -> tuple["LayerMethod", ...]:
         """The strengths at which a budget may use this method, weakest first; itself by default."""
         return (self,)
+
+    def between(self, other: Self, share: float) -> Self | None:
+        """The method at a strength between two of its options, where it has such; None by default.
+
+        Args:
+            other: the next stronger option.
+            share: of the way to it, 0 to 1; sizes grow evenly with it, errors by equal factors.
+        """
+        return None
 
 
 class BlockMethod(Method):

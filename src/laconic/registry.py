@@ -62,6 +62,61 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.gptq:GPTQ",
         "Rounds to a uniform grid column by column, later columns making up for the error of earlier ones.",
     ),
+    "magnitude": Entry(
+        Kind.METHOD,
+        "laconic.prune.magnitude:Magnitude",
+        "Zeros the weights of least magnitude; needs no data.",
+    ),
+    "wanda": Entry(
+        Kind.METHOD,
+        "laconic.prune.wanda:Wanda",
+        "Zeros the weights whose magnitude times the norm of their input is least in each row.",
+    ),
+    "sparsegpt": Entry(
+        Kind.METHOD,
+        "laconic.prune.sparsegpt:SparseGPT",
+        "Zeros the weights that cost least column by column, later columns making up for each of them.",
+    ),
+    "random": Entry(
+        Kind.METHOD,
+        "laconic.prune.random:Random",
+        "Zeros weights at random, the same ones on every machine: a control for other pruners.",
+    ),
+    "svd": Entry(
+        Kind.METHOD,
+        "laconic.factorize.svd:SVD",
+        "Replaces every weight by two factors of low rank that change its outputs least.",
+    ),
+    "awq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.awq:AWQ",
+        "Scales input channels by a power of their size, so that what matters is rounded more finely.",
+    ),
+    "smoothquant": Entry(
+        Kind.METHOD,
+        "laconic.quantize.smoothquant:SmoothQuant",
+        "Scales channels until inputs and weights are equally hard to round, and rounds both to integers.",
+    ),
+    "hadamard": Entry(
+        Kind.METHOD,
+        "laconic.quantize.hadamard:Hadamard",
+        "Rotates inputs and weights by a randomised Hadamard matrix, for what quantizes them next.",
+    ),
+    "activations": Entry(
+        Kind.METHOD,
+        "laconic.quantize.activations:Activations",
+        "Rounds the inputs of every layer as they come; weights stay as the chain has them.",
+    ),
+    "hqq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.hqq:HQQ",
+        "Rounds to grids between the extremes whose zero points lose least in the l_0.7 norm.",
+    ),
+    "ecgptq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.ecgptq:ECGPTQ",
+        "Rounds column by column to a step that, entropy coded, takes the bits that are asked for.",
+    ),
     "int": Entry(
         Kind.QUANTIZER,
         "laconic.tensors.integer:IntQuantizer",

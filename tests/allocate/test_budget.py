@@ -68,3 +68,16 @@ def test_any_text_is_a_budget_or_an_error(text):
         assert Budget.parse(text).amount > 0
     except BudgetError as error:
         assert repr(text) in str(error)
+
+
+@pytest.mark.parametrize("text", ["3.5bit resident", "40% resident", "1.5GB  RESIDENT "])
+def test_of_memory(text):
+    budget = Budget.parse(text)
+    assert budget.resident and Budget.parse(str(budget)) == budget
+    assert not Budget.parse(text.lower().replace("resident", "")).resident
+
+
+@pytest.mark.parametrize("text", ["20ms resident", "0.7x params resident"])
+def test_what_takes_no_memory_is_not_resident(text):
+    with pytest.raises(BudgetError, match="the same in memory"):
+        Budget.parse(text)

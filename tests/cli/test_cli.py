@@ -191,7 +191,7 @@ BAD = {
     "unparsable budget": (["compress", str(REFERENCE), "--budget", "smaller"], 2, "cannot read the budget"),
     "unreachable budget": (["compress", str(REFERENCE), "--budget", "0.1bit"], 2, "the smallest is about"),
     "unreachable size": (["compress", str(REFERENCE), "--budget", "1%"], 2, "the smallest is about"),
-    "budget of another kind": (["compress", str(REFERENCE), "--budget", "20ms"], 2, "rtn saves stored bytes"),
+    "budget of another kind": (["compress", str(REFERENCE), "--budget", "20ms"], 2, "needs a method that saves that"),
     "unknown part": (["compress", str(REFERENCE), "--method", "rtn", "--also", "embedings"], 2, "did you mean 'embeddings'"),
 }  # fmt: skip
 

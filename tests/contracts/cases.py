@@ -4,10 +4,22 @@ A list of settings, given to the class as keywords; the first one should be the 
 """
 
 METHODS = {
+    "ecgptq": [{}, {"bits": 2.3, "columns": "yes"}, {"bits": 1.0, "share": "row", "order": "natural"}, {"bits": 6.0, "columns": "no", "trade": 0.0}],
     "gptq": [{}, {"bits": 2, "group": "row", "order": "natural"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False, "damp": 0.1}],
+    "awq": [{}, {"bits": 2, "group": "row", "range": "mse", "grid": 3}, {"bits": 8, "group": "tensor", "symmetric": False}, {"bits": 3, "group": 8, "range": "minmax"}],
+    "smoothquant": [{}, {"alpha": 0.8, "bits": 6, "group": 16}, {"group": "tensor", "inputs": "static"}],
+    "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],
+    # make nothing smaller: tests/quantize/test_{hadamard,activations}.py run what holds for them
+    "hadamard": [],
+    "activations": [],
     "evopress": [{}, {"method": "rtn:range=minmax", "bits": 2.5, "generations": 2, "offspring": 4}],
     "evopress-depth": [{}, {"remove": 0.5, "unit": "block", "generations": 2}],
     "rtn": [{}, {"bits": 2, "group": "row"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}],
+    "magnitude": [{}, {"sparsity": 0.8, "pattern": "row"}, {"pattern": "2:4"}, {"pattern": "3:8"}],
+    "wanda": [{}, {"sparsity": 0.7, "pattern": "layer"}, {"pattern": "2:4"}, {"sparsity": 0.75, "pattern": "1:4"}],
+    "sparsegpt": [{}, {"sparsity": 0.7, "damp": 0.1}, {"pattern": "2:4"}, {"pattern": "4:8"}],
+    "random": [{}, {"sparsity": 0.6, "pattern": "row", "seed": 3}, {"pattern": "2:4"}],
+    "svd": [{}, {"keep": 0.3, "inputs": "none"}, {"rank": 4, "ridge": 0.0}],
 }  # fmt: skip
 
 QUANTIZERS = {

@@ -1,7 +1,7 @@
 """`Budget`: how small, in the unit that the user thinks in."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Self
 
@@ -31,7 +31,9 @@ _SIZES = {
     "mib": 2**20,
     "gib": 2**30,
 }
-_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(x\s*params|x\s*flops|[a-z%]+)\s*", re.IGNORECASE)
+_PATTERN = re.compile(
+    r"\s*([0-9]*\.?[0-9]+)\s*(x\s*params|x\s*flops|[a-z%]+)\s*(\sresident\s*)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,25 @@ class Budget:
     Attributes:
         amount: in units of `unit`; shares as fractions of 1.
         unit: see `Unit`.
+        resident: whether bits and bytes are those in memory instead of those in files.
 
     Example:
         >>> Budget.parse("25%")
-        Budget(amount=0.25, unit=<Unit.SHARE: '%'>)
+        Budget(amount=0.25, unit=<Unit.SHARE: '%'>, resident=False)
         >>> str(Budget.parse("1.5 GB"))
         '1500000000 bytes'
     """
 
     amount: float
     unit: Unit
+    resident: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Reads `4bit`, `25%`, `1.5GB`, `0.7x params`, `0.6x flops` or `20ms`.
+
+        The first three count bytes in files, or with `resident` behind them, as in `4bit resident`, those in
+        memory.
 
         Raises:
             BudgetError: anything else, or an amount that is not above zero.
@@ -62,6 +69,8 @@ class Budget:
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise BudgetError(f"cannot read the budget {text!r}; give it as {EXAMPLES}")
+        if match[3]:
+            return replace(cls.parse(text[: match.start(3)]), resident=True)
         amount, unit = float(match[1]), re.sub(r"\s", "", match[2].lower())
         if amount <= 0:
             raise BudgetError(f"the budget {text!r} leaves nothing; give an amount above zero")
@@ -77,9 +86,16 @@ class Budget:
             return cls(amount, Unit.LATENCY)
         raise BudgetError(f"unknown unit in the budget {text!r}; give it as {EXAMPLES}")
 
+    def __post_init__(self) -> None:
+        if self.resident and self.unit not in (Unit.BITS, Unit.SHARE, Unit.BYTES):
+            raise BudgetError(
+                f"a budget in {self.unit.value.strip('x ')} is the same in memory and in files"
+            )
+
     def __str__(self) -> str:
+        where = " resident" if self.resident else ""
         if self.unit is Unit.SHARE:
-            return f"{100 * self.amount:g}%"
+            return f"{100 * self.amount:g}%{where}"
         if self.unit is Unit.BYTES:
-            return f"{self.amount:.0f} bytes"
-        return f"{self.amount:g}{self.unit.value}"
+            return f"{self.amount:.0f} bytes{where}"
+        return f"{self.amount:g}{self.unit.value}{where}"

@@ -9,6 +9,7 @@ from laconic.calibrate.statistics import Collected, SecondMoment, Statistic, sym
 from laconic.errors import DataError
 from laconic.models.layout import Layer
 from laconic.tensors import InputTransform
+from laconic.tensors.masks import Mask
 
 
 @dataclass
@@ -19,11 +20,13 @@ class LayerStats:
         layer: which.
         collected: sums, by statistic.
         notes: for the report: fall-backs, odd shapes, damping that had to be raised.
+        mask: which weights an earlier method of the chain has kept, where it pruned some.
     """
 
     layer: Layer
     collected: Mapping[Statistic, Collected] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mask: Mask | None = None
 
     def __getitem__(self, statistic: Statistic) -> dict[str, Tensor]:
         """The sums of `statistic`; raises `DataError` if it was not collected."""
@@ -44,6 +47,12 @@ class LayerStats:
         moment = self[statistic][name]
         whole = symmetric(moment) if moment.ndim == 2 and name != "cross" else moment
         return whole / max(1, self.count(statistic))
+
+    def keep(self) -> Tensor | None:
+        """`mask` as booleans (R, C) over the rows of the weight."""
+        if self.mask is None:
+            return None
+        return self.mask.dense().reshape(self.mask.shape[0], -1)
 
     def behind(self, transform: InputTransform) -> "LayerStats":
         """What is known of the transformed inputs: their second moment, where it was collected."""

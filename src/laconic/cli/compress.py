@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from laconic.calibrate.runner import RunOptions
     from laconic.compression import CompressionReport
 
-DEFAULT_METHOD = "rtn"
-
 
 class Inputs(StrEnum):
     """What layers are calibrated on."""
@@ -65,6 +63,9 @@ def compress(
         ),
     ] = None,  # fmt: skip
     budget: Annotated[str | None, typer.Option(help="Upper limit: 4bit, 25%, 1.5GB.")] = None,
+    resident: Annotated[
+        bool, typer.Option("--resident", help="The budget is of memory, not of the file.")
+    ] = False,
     data: Annotated[
         Data | None, typer.Option(help="Calibration data, for methods that need it.")
     ] = None,  # fmt: skip
@@ -111,12 +112,20 @@ def compress(
     if recipe is not None and (method or settings):
         raise UsageError("give either --recipe or --method with --set, not both")
     budget = budget or plan.get("budget")
-    name = method or plan.get("method") or (DEFAULT_METHOD if budget else None)
+    name = method or plan.get("method")
     chain = plan.get("methods") or [{"method": name, "settings": settings or plan.get("settings")}]
     if name is None and "methods" not in plan:
-        raise UsageError(
-            "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
-        )
+        if not budget:
+            raise UsageError(
+                "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
+            )
+        if settings:
+            raise UsageError("--set needs --method: which method is chosen depends on the budget")
+        chain = []
+    if resident:
+        if not budget:
+            raise UsageError("--resident says what a --budget is of; give one")
+        budget = f"{budget} resident"
     from laconic.registry import find
 
     entries = [find(str(link["method"])) for link in chain]
@@ -128,7 +137,7 @@ def compress(
     options = RunOptions(inputs.value, order.value, device)  # type: ignore[arg-type]
     with _farmed(options, ray) as options:
         result = run(
-            model, methods, data, out=out, budget=budget, also=also or plan.get("also", ()),
+            model, methods or None, data, out=out, budget=budget, also=also or plan.get("also", ()),
             overwrite=overwrite, windows=windows, options=options,
             statistics=statistics, progress=Bar(),
         )  # fmt: skip

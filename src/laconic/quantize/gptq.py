@@ -72,7 +72,7 @@ class GPTQ(LayerMethod):
         grid = quantizer.fit(weight)
         rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
         codes, note = sweep(
-            rows, stats.mean(SecondMoment()), grid, quantizer, self.order, self.damp
+            rows, stats.mean(SecondMoment()), grid, quantizer, self.order, self.damp, stats.keep()
         )
         if note:
             stats.note(note)
@@ -89,9 +89,13 @@ class GPTQ(LayerMethod):
 
 
 def sweep(
-    rows: Tensor, moment: Tensor, grid: Grid, quantizer: IntQuantizer, order: str, damp: float
-) -> tuple[Tensor, str]:
-    """Codes (R, C) of `rows` (R, C) under the second moment (C, C), and what should be noted."""
+    rows: Tensor, moment: Tensor, grid: Grid, quantizer: IntQuantizer, order: str, damp: float,
+    keep: Tensor | None = None,
+) -> tuple[Tensor, str]:  # fmt: skip
+    """Codes (R, C) of `rows` (R, C) under the second moment (C, C), and what should be noted.
+
+    Weights outside `keep` (R, C) stay zero, and the others make up for that too.
+    """
     columns = torch.arange(rows.shape[1], device=rows.device)
     if order == "activation":
         columns = activation_order(moment)
@@ -99,6 +103,8 @@ def sweep(
     group = columns // grid.group if grid.scale.shape[1] > 1 else torch.zeros_like(columns)
     low, high = quantizer.code_range
     each = UniformGrid(grid.scale[:, group], grid.zero[:, group], 1, low, high)
-    codes = grid_sweep(rows[:, columns], factor.factor, each).codes
+    kept = None if keep is None else keep[:, columns]
+    codes = grid_sweep(rows[:, columns], factor.factor, each, keep=kept).codes
+    assert codes is not None
     note = "" if factor.damping <= damp else f"damping was raised to {factor.damping.item():.2g}"
     return codes[:, columns.argsort()], note

@@ -45,11 +45,12 @@ class Dense(CompressedTensor):
         step = max(1, WIDENED // max(1, self.shape[-1]))
         if self.dtype == x.dtype or self.shape[0] <= step or self.value.ndim != 2:
             return super().matmul(x, bias)
-        parts = torch.split(self.value, step)
-        biases = [None] * len(parts) if bias is None else torch.split(bias.to(x.dtype), step)
-        return torch.cat(
-            [F.linear(x, part.to(x.dtype), b) for part, b in zip(parts, biases)], dim=-1
-        )
+        out = x.new_empty(*x.shape[:-1], self.shape[0])
+        for first in range(0, self.shape[0], step):
+            here = slice(first, first + step)
+            some = None if bias is None else bias[here].to(x.dtype)
+            out[..., here] = F.linear(x, self.value[here].to(x.dtype), some)
+        return out
 
     def rows(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return self.value[checked_index(index, self.shape[0])].to(dtype or self.dtype)

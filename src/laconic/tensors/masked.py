@@ -9,6 +9,7 @@ from torch import Tensor
 
 from laconic.errors import UsageError
 from laconic.tensors.coded import Coded
+from laconic.tensors.combined import Transformed
 from laconic.tensors.compressed import CompressedTensor, State, from_state, nested, register_kind
 from laconic.tensors.dense import Dense
 from laconic.tensors.dtypes import BY_NAME
@@ -176,6 +177,33 @@ class MaskedCodes(CompressedTensor):
         codes = pack(from_rest(state.arrays["codes"], 2**bits), bits)
         unnamed = cls(mask, codes, bits, state.parts["frame"], "")
         return replace(unnamed, name=unnamed.whole().format)
+
+
+def mask_of(value: CompressedTensor) -> Mask | None:
+    """Which weights of a pruned weight are kept; None where nothing was pruned."""
+    if isinstance(value, Transformed):
+        return mask_of(value.inner)
+    return value.mask if isinstance(value, Masked | MaskedCodes) else None
+
+
+def masked_again(value: CompressedTensor, mask: Mask) -> CompressedTensor | None:
+    """`value`, a pruned weight in another format, with the zeros of `mask`; None where it cannot have any.
+
+    Example:
+        >>> from laconic.tensors import Bitmask, IntQuantizer
+        >>> weight = torch.tensor([[3.0, 0.0, 7.0]])
+        >>> masked_again(IntQuantizer().quantize(weight), Bitmask.of(weight != 0)).format
+        'int4 row, 66.7 % kept'
+    """
+    if mask_of(value) is not None:
+        return value
+    if isinstance(value, Transformed):
+        inner = masked_again(value.inner, mask)
+        keeps = value.transform.kind == "channel scale"
+        return replace(value, inner=inner) if inner is not None and keeps else None
+    if isinstance(value, Coded) and value.code_per_weight:
+        return MaskedCodes.of(value, mask)
+    return Masked.of(value.value, mask) if isinstance(value, Dense) else None
 
 
 register_kind(Masked)

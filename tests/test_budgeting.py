@@ -2,25 +2,21 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from laconic.allocate.budget import Budget
+from laconic.budgeting import measure_options, options_of, plan_budget, untouched_bytes
+from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.compression import compress
-from laconic.errors import BadWeights, BudgetError
+from laconic.errors import BadWeights, BudgetError, DataError
+from laconic.measure.flops import count, count_parameters
 from laconic.models.huggingface import HuggingFaceSource
 from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
-from laconic.planning import (
-    OptionTable,
-    Plan,
-    PlannedStep,
-    measure_options,
-    options_of,
-    plan_budget,
-    planned_steps,
-    untouched_bytes,
-)
+from laconic.planning import OptionTable, Plan, PlannedStep, planned_steps
+from laconic.prune.magnitude import Magnitude
 from laconic.quantize.rtn import RTN
 from laconic.tensors import Dense
 from laconic.tensors.stored import Record
@@ -44,13 +40,13 @@ def measured_once():
     """Makes plans of one model share what was measured; only `also` may differ."""
     tables = {}
 
-    def measure(source, method, *, also=(), **rest):
+    def measure(source, method, *, also=(), size=None, **rest):
         if also not in tables:
             tables[also] = measure_options(source, method, also=also)
         return tables[also]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("laconic.planning.measure_options", measure)
+        patch.setattr("laconic.budgeting.measure_options", measure)
         yield
 
 
@@ -62,7 +58,7 @@ class TestMeasuring:
         assert table.weights == sum(la.shape.numel() for la in layers)
 
     def test_what_is_measured_is_what_will_be_stored(self, llama, table):
-        from laconic.planning import HEADER_BYTES
+        from laconic.budgeting import HEADER_BYTES
 
         layer = llama.blocks[1].layers[3]
         weight = layer.take(llama.read([layer.parameter]))
@@ -140,10 +136,9 @@ class TestBudgets:
         assert len(plan.steps[0].choices) == 14 + len(also)
         assert ("--also" in message) == (text != "1bit")
 
-    @pytest.mark.parametrize("text", ["20ms", "0.6x flops", "0.7x params"])
-    def test_units_that_a_quantizer_cannot_save(self, llama, text):
-        with pytest.raises(BudgetError, match="rtn saves stored bytes, not .*give the budget as"):
-            plan_budget(llama, RTN(), Budget.parse(text))
+    def test_time_is_not_what_a_layer_method_saves(self, llama):
+        with pytest.raises(BudgetError, match="not how long they take: give the budget as"):
+            plan_budget(llama, RTN(), Budget.parse("20ms"))
 
     def test_more_budget_never_loses_more(self, llama):
         lost = []
@@ -160,6 +155,52 @@ class TestBudgets:
         assert bits.of_layers and bits.limit == 6 * table.weights / 8
         share = plan_budget(llama, RTN(), Budget.parse("60%"))
         assert not share.of_layers and share.limit == pytest.approx(0.6 * llama.dense_bytes)
+
+
+class TestCounts:
+    """Budgets of parameters and operations."""
+
+    def calibration(self):
+        ids = torch.arange(32)[None] % 50
+        return Calibration(({"input_ids": ids},), None, range(1), range(0))
+
+    def kept(self, plan, llama):
+        """Parameters that the plan keeps of the layers, and what they were."""
+        (step,) = plan.steps
+        layers = [la for block in llama.blocks for la in block.layers]
+        dense = {la.name: la.shape.numel() for la in layers}
+        return sum((1 - step.choices[n].sparsity) * size for n, size in dense.items()), dense
+
+    @pytest.mark.parametrize("share", [0.4, 0.75])
+    def test_parameters(self, llama, share):
+        plan = plan_budget(llama, Magnitude(), Budget.parse(f"{share}x params"))
+        kept, dense = self.kept(plan, llama)
+        whole = sum(count_parameters(llama).blocks.values())
+        rest = whole - sum(dense.values())
+        assert 0.98 * share * whole < kept + rest <= share * whole + 2 * len(dense)
+
+    def test_operations(self, llama):
+        calibration = self.calibration()
+        plan = plan_budget(llama, Magnitude(), Budget.parse("0.8x flops"), calibration=calibration)
+        counts = count(llama, calibration.inputs[0])
+        kept, dense = self.kept(plan, llama)
+        layers = 32 * sum(dense.values())
+        assert 0.97 * 0.8 < (32 * kept + counts.macs - layers) / counts.macs <= 0.801
+
+    def test_operations_need_data(self, llama):
+        with pytest.raises(DataError, match="needs data"):
+            plan_budget(llama, Magnitude(), Budget.parse("0.8x flops"))
+
+    @pytest.mark.parametrize("text", ["0.7x params", "0.6x flops"])
+    def test_what_a_quantizer_cannot_save(self, llama, text):
+        with pytest.raises(BudgetError, match="rtn saves stored bytes, not .*give the budget as"):
+            plan_budget(llama, RTN(), Budget.parse(text), calibration=self.calibration())
+
+    def test_unreachable_ones_name_the_smallest(self, llama):
+        with pytest.raises(BudgetError, match="smallest is about 0.1") as error:
+            plan_budget(llama, Magnitude(), Budget.parse("0.01x params"))
+        named = re.search(r"smallest is about (.+)", str(error.value))[1]
+        assert plan_budget(llama, Magnitude(), Budget.parse(named)).steps
 
 
 class TestPlan:

@@ -1,0 +1,119 @@
+"""Methods beside each other: calibrated on training data, measured on the same held-out windows."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import laconic
+from benchmarks.bench import IMAGE_DATA, LANGUAGE_DATA, Bench
+from laconic.calibrate.data import Labelled
+from laconic.calibrate.inputs import Subject, read_inputs
+from laconic.evaluate.run import QUICK
+from laconic.measure.losses import Batch, labelled_batches, language_batches, measure_losses
+from laconic.measure.paired import bootstrap
+from laconic.method import LayerMethod, Needs
+from laconic.tensors import CompressedTensor, Masked
+from laconic.tensors.modules import CompressedModule
+from laconic.tensors.stacked import Stacked
+
+TRAINING = {
+    LANGUAGE_DATA: "text/train.txt",
+    "sst2/dev.tsv": "sst2/train.tsv",
+    IMAGE_DATA: "vision/cifar10-train.tar",
+}
+BATCH = 8
+
+
+def dense(bench: Bench, model: str) -> dict[str, Any]:
+    """Losses of the model as it is."""
+    return _losses(bench, model, laconic.load(model, dtype=torch.float32))
+
+
+def compressed(bench: Bench, model: str, method: LayerMethod) -> dict[str, Any]:
+    """Sizes, zeros and losses of the model after `method`, reloaded from its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        data = None if method.needs is Needs.NOTHING else training_data(bench, model)
+        report = laconic.compress(model, method, data, out=out).report
+        loaded = laconic.load(out, dtype=torch.float32)
+        zeros = [(int((v == 0).sum()), list(v.shape)) for v in _pruned(loaded)]
+        return {
+            **_losses(bench, model, loaded),
+            "bits": report.bits_per_weight,
+            "resident_bits": report.resident_bits_per_weight,
+            "kept": report.kept,
+            "error": sum(la["error"] * la["weights"] for la in report.layers)
+            / sum(la["weights"] for la in report.layers),
+            "zeros": zeros,
+            "layers": len(report.layers),
+            "notes": sorted({note for la in report.layers for note in la["notes"]}),
+            "seconds": report.seconds,
+        }
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Mean loss of ours minus theirs in nats, its 95 % interval over windows, and who loses less."""
+    values = Tensor(ours["nll"]).double() - Tensor(theirs["nll"]).double()
+    predictions = Tensor(ours["predictions"]).double()
+    low, high = bootstrap(values, predictions)
+    verdict = "better" if high < 0 else "worse" if low > 0 else "tie"
+    mean = (values.sum() / predictions.sum()).item()
+    return {"difference": mean, "low": low, "high": high, "verdict": verdict}
+
+
+def quality(run: dict[str, Any]) -> float:
+    """Perplexity of a language model, accuracy of a classifier."""
+    nll, predictions = Tensor(run["nll"]).double(), Tensor(run["predictions"]).double()
+    if run["language"]:
+        return float((nll.sum() / predictions.sum()).exp())
+    return float(Tensor(run["correct"]).double().sum() / predictions.sum())
+
+
+def training_data(bench: Bench, model: str) -> Path:
+    """What `model` is calibrated on: never what it is measured on."""
+    measured = bench.data_for(model).relative_to(bench.data)
+    return bench.data / TRAINING[str(measured)]
+
+
+def spelt(interval: dict[str, Any]) -> str:
+    """An interval for a table."""
+    return f"[{interval['low']:+.4f}, {interval['high']:+.4f}]"
+
+
+def _losses(bench: Bench, model: str, loaded: nn.Module) -> dict[str, Any]:
+    nn.Module.float(loaded)
+    batches, language = _batches(bench, model, loaded)
+    losses = measure_losses(loaded, batches)
+    return {
+        "nll": losses.nll.tolist(),
+        "predictions": losses.predictions.tolist(),
+        "correct": losses.correct.tolist(),
+        "language": language,
+    }
+
+
+def _batches(bench: Bench, model: str, loaded: nn.Module) -> tuple[list[Batch], bool]:
+    """What `evaluate` measures on, and whether it is text."""
+    subject = Subject(loaded, Path(model) if Path(model).is_dir() else None)
+    kind = "text" if subject.takes == "text" else "labelled"
+    limit = QUICK[kind] if bench.slice == "quick" else None
+    data = read_inputs(bench.data_for(model), subject, limit)
+    if isinstance(data, Labelled):
+        return labelled_batches(data.first(limit) if limit else data, BATCH), False
+    return language_batches(data[:limit], BATCH), True
+
+
+def _pruned(module: nn.Module) -> list[Tensor]:
+    """Every masked matrix of a model, dense."""
+    held = [
+        v for m in module.modules() if isinstance(m, CompressedModule) for v in m.values.values()
+    ]
+    parts = [part for value in held for part in _parts(value)]
+    return [part.dense() for part in parts if isinstance(part, Masked)]
+
+
+def _parts(value: CompressedTensor) -> tuple[CompressedTensor, ...]:
+    return value.parts if isinstance(value, Stacked) else (value,)

@@ -1,0 +1,249 @@
+"""GPTQ, AWQ, SmoothQuant, Hadamard and HQQ beside plain rounding: what later methods are measured on.
+
+Every language model is calibrated on the first 128 windows of text/train.txt and measured on
+text/valid.txt, classifiers on their own training and test data. `A < B` holds where the 95 % interval
+of the paired difference of their losses is below 0.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import laconic
+from benchmarks.bench import Bench
+from laconic.calibrate.data import Labelled
+from laconic.calibrate.inputs import Subject, read_inputs
+from laconic.evaluate.run import QUICK
+from laconic.measure.losses import labelled_batches, language_batches, measure_losses
+from laconic.measure.paired import bootstrap
+from laconic.method import LayerMethod
+from laconic.models.layout import find_blocks
+from laconic.quantize.activations import Activations
+from laconic.quantize.awq import AWQ
+from laconic.quantize.gptq import GPTQ
+from laconic.quantize.hadamard import Hadamard
+from laconic.quantize.hqq import HQQ
+from laconic.quantize.rtn import RTN
+from laconic.quantize.smoothquant import SmoothQuant
+
+Chain = list[LayerMethod]
+TRAINING_DATA = {"bert": "sst2/train.tsv", "vit": "vision/cifar10-train.tar"}
+BATCH = 8
+OUTLIERS, FACTOR = 6, 16  # channels behind each norm, and what they are multiplied by
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+#: In a block, the norms and the layers that each of them feeds.
+NORMS = {
+    "llama": {
+        "input_layernorm": _QKV,
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    },
+    "opt": {"self_attn_layer_norm": _QKV, "final_layer_norm": ("fc1",)},
+    "gpt2": {"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
+}
+
+
+def _grid(kind: type[Any], bits: int, **settings: Any) -> Chain:
+    return [kind(bits=bits, **settings)]
+
+
+#: By what a chain is called in the tables. Groups of 64 unless the name says otherwise.
+WEIGHTS: dict[str, Chain] = {
+    **{f"rtn{b} {r}": _grid(RTN, b, range=r) for b in (4, 3, 2) for r in ("minmax", "mse")},
+    **{f"gptq{b} {r}": _grid(GPTQ, b, range=r) for b in (4, 3, 2) for r in ("minmax", "mse")},
+    **{f"awq{b} minmax": _grid(AWQ, b, range="minmax") for b in (4, 3, 2)},
+    **{f"awq{b} output": _grid(AWQ, b) for b in (4, 3, 2)},
+    **{
+        f"rtn{b} {r} asymmetric": _grid(RTN, b, range=r, symmetric=False)
+        for b in (4, 3, 2)
+        for r in ("minmax", "mse")
+    },
+    **{f"hqq{b}": _grid(HQQ, b) for b in (4, 3, 2)},
+    **{f"hqq{b} integer zero": _grid(HQQ, b, zero="integer") for b in (4, 3, 2)},
+}
+FOUR: dict[str, Chain] = {
+    "w4a4 rtn row": [RTN(4, "row"), Activations(4)],
+    "w4a4 hadamard rtn row": [Hadamard(), RTN(4, "row"), Activations(4)],
+    "w4a4 gptq row": [GPTQ(4, "row"), Activations(4)],
+    "w4a4 hadamard gptq row": [Hadamard(), GPTQ(4, "row"), Activations(4)],
+}
+EIGHT: dict[str, Chain] = {
+    "w8a8 rtn row": [RTN(8, "row", range="minmax"), Activations(8)],
+    "w8a8 smoothquant": [SmoothQuant()],
+    "w8a8 rtn row static": [RTN(8, "row", range="minmax"), Activations(8, range="static")],
+    "w8a8 smoothquant static": [SmoothQuant(inputs="static")],
+}
+#: Which is to lose less than which.
+WEIGHT_CLAIMS = (
+    *((f"gptq{b} {r}", f"rtn{b} {r}") for b in (4, 3, 2) for r in ("minmax", "mse")),
+    *((f"awq{b} minmax", f"rtn{b} minmax") for b in (4, 3)),
+    *((f"awq{b} output", f"rtn{b} mse") for b in (4, 3)),
+    *((f"hqq{b}", f"rtn{b} minmax asymmetric") for b in (4, 3, 2)),
+)
+FOUR_CLAIMS = tuple(
+    (f"w4a4 hadamard {weights}", f"w4a4 {weights}") for weights in ("rtn row", "gptq row")
+)
+EIGHT_CLAIMS = (
+    ("w8a8 smoothquant", "w8a8 rtn row"),
+    ("w8a8 smoothquant static", "w8a8 rtn row static"),
+)
+PLANTED = {label: chain for label, chain in (EIGHT | FOUR).items() if "gptq" not in label}
+PLANTED_CLAIMS = (*EIGHT_CLAIMS, FOUR_CLAIMS[0])
+
+
+def prove(bench: Bench) -> None:
+    language = bench.language_models()
+    classifiers = {n: m for n, m in bench.models().items() if n.startswith(("bert", "vit"))}
+    rows: list[list[Any]] = []
+    for name, model in language.items():
+        chains = WEIGHTS | FOUR | EIGHT
+        rows += _compare(bench, name, model, chains, WEIGHT_CLAIMS + FOUR_CLAIMS + EIGHT_CLAIMS)
+    for name, model in classifiers.items():
+        rows += _compare(bench, name, model, FOUR | EIGHT, FOUR_CLAIMS + EIGHT_CLAIMS)
+    for name, model in language.items():
+        if _kind(model) in NORMS:
+            rows += _compare(bench, f"{name} with outliers", model, PLANTED, PLANTED_CLAIMS)
+    columns = [
+        "model", "method", "stored bits", "resident bits", "excess nats", "95 %", "accuracy",
+        "layer error", "s",
+    ]  # fmt: skip
+    bench.table(
+        "weights in groups of 64 unless they are per row; excess loss against the dense model; layer "
+        "error on held-out inputs of the calibration data (of the weights where none was used)",
+        columns, rows,
+    )  # fmt: skip
+    bench.note(
+        f"with outliers: behind every norm {OUTLIERS} channels are multiplied by {FACTOR} and the weights "
+        "that read them divided by it, which changes no output; models of this size have none"
+    )
+    bench.note(
+        "awq and smoothquant keep 16 bits a channel for each layer, hqq 16 bits a group and, in memory, "
+        "16 bits for each pair of group and column: the bits say so"
+    )
+    if "moe-tiny" in language:
+        bench.note("moe-tiny: fused experts (most weights) are neither rotated nor smoothed")
+
+
+def _compare(
+    bench: Bench, name: str, model: str, chains: Mapping[str, Chain],
+    claims: Sequence[tuple[str, str]],
+) -> list[list[Any]]:  # fmt: skip
+    """Runs `chains` on a model, checks `claims`, returns rows of the table."""
+    dense = bench.cached(f"dense {name}", lambda: _losses(bench, model, Path(model)))
+    runs = {
+        label: bench.cached(
+            f"{label} {name}", lambda c=chain: _run(bench, model, c, "outliers" in name)
+        )
+        for label, chain in chains.items()
+    }
+    excess = {label: _difference(run, dense) for label, run in runs.items()}
+    for ours, theirs in claims:
+        _, low, high = _difference(runs[ours], runs[theirs])
+        bench.check(
+            f"{name}: {ours} < {theirs}", high < 0,
+            ours=excess[ours][0], theirs=excess[theirs][0], low=low, high=high,
+            stored=f"{runs[ours]['bits']:.2f}/{runs[theirs]['bits']:.2f}",
+            resident=f"{runs[ours]['resident']:.2f}/{runs[theirs]['resident']:.2f}",
+        )  # fmt: skip
+    return [
+        [
+            name, label, run["bits"], run["resident"], excess[label][0],
+            f"[{excess[label][1]:+.4f}, {excess[label][2]:+.4f}]", run["accuracy"], run["error"],
+            run["seconds"],
+        ]
+        for label, run in runs.items()
+    ]  # fmt: skip
+
+
+def _run(bench: Bench, model: str, chain: Chain, planted: bool) -> dict[str, Any]:
+    """Compresses, reloads and measures."""
+    wants = any(method.wants for method in chain)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        data = _training_data(bench, model) if wants else None
+        source = _plant(model, Path(folder) / "planted") if planted else model
+        report = laconic.compress(source, chain, data, out=out).report
+        measured = _losses(bench, model, out)
+    weights = sum(layer["weights"] for layer in report.layers)
+    return {
+        **measured,
+        "bits": report.bits_per_weight,
+        "resident": report.resident_bits_per_weight,
+        "error": sum(la["error"] * la["weights"] for la in report.layers) / weights,
+        "seconds": report.seconds,
+    }
+
+
+def _losses(bench: Bench, model: str, path: Path) -> dict[str, Any]:
+    """Losses of the model at `path`, which `model` became, window by window (example by example)."""
+    loaded = laconic.load(path)
+    nn.Module.float(loaded)
+    data = read_inputs(bench.data_for(model), Subject(loaded, Path(model)), _limit(bench, model))
+    if isinstance(data, Labelled):
+        kept = data.first(QUICK["labelled"]) if bench.slice == "quick" else data
+        batches = labelled_batches(kept, BATCH)
+    else:
+        kept = data[: QUICK["text"]] if bench.slice == "quick" else data
+        batches = language_batches(kept, BATCH)
+    found = measure_losses(loaded.eval(), batches)
+    return {
+        "nll": found.nll.tolist(),
+        "predictions": found.predictions.tolist(),
+        "accuracy": (found.correct.sum() / found.predictions.sum()).item(),
+    }
+
+
+def _plant(model: str, out: Path) -> Path:
+    """The same function with outliers behind its norms, written to `out`; powers of two are exact."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    for path in find_blocks(loaded):
+        block = loaded.get_submodule(path)
+        for name, layers in NORMS[_kind(model)].items():
+            norm = block.get_submodule(name)
+            width = norm.weight.numel()
+            channels = torch.arange(OUTLIERS) * width // OUTLIERS
+            for parameter in norm.parameters():
+                parameter.data[channels] *= FACTOR
+            for layer in layers:
+                weight = block.get_submodule(layer).weight.data
+                inputs_first = type(block.get_submodule(layer)).__name__ == "Conv1D"
+                (weight if inputs_first else weight.T)[channels] /= FACTOR
+    loaded.save_pretrained(out)
+    for file in Path(model).glob("*token*"):
+        shutil.copy(file, out)
+    return out
+
+
+def _kind(model: str) -> str:
+    config = Path(model) / "config.json"
+    return str(json.loads(config.read_text()).get("model_type")) if config.is_file() else ""
+
+
+def _limit(bench: Bench, model: str) -> int | None:
+    if bench.slice == "full":
+        return None
+    return QUICK["text" if model in bench.language_models().values() else "labelled"]
+
+
+def _training_data(bench: Bench, model: str) -> Path:
+    kind = next((k for k in TRAINING_DATA if Path(model).name.startswith(k)), None)
+    return bench.data / (TRAINING_DATA[kind] if kind else "text/train.txt")
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, float]:
+    """Mean loss of ours minus theirs, nats, and its interval."""
+    values = _values(ours, "nll") - _values(theirs, "nll")
+    predictions = _values(ours, "predictions")
+    low, high = bootstrap(values, predictions)
+    return (values.sum() / predictions.sum()).item(), low, high
+
+
+def _values(run: dict[str, Any], name: str) -> Tensor:
+    return torch.tensor(run[name], dtype=torch.float64)

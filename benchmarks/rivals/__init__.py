@@ -1,0 +1,1 @@
+"""laconic beside other packages, each in a virtual environment of its own."""

@@ -1,0 +1,123 @@
+"""SparseGPT: zeros where they cost least, and the columns behind make up for each of them."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.statistics import SecondMoment, Statistic
+from laconic.errors import UsageError
+from laconic.method import LayerMethod, Needs, Paper
+from laconic.numerics._checks import check_finite
+from laconic.numerics.cholesky import inverse_upper
+from laconic.numerics.obs import sparse_sweep
+from laconic.prune import _patterns
+from laconic.tensors import CompressedTensor
+
+
+@dataclass(frozen=True)
+class SparseGPT(LayerMethod):
+    """Zeros the weights that cost least column by column, later columns making up for each of them.
+
+        H = E[x x^T], U^T U = H^-1;  cost_ij = w_ij^2 / U_jj^2, of the weights as moved so far;
+        for each column j:  e = w_j / U_jj where it goes, 0 where it stays,  w_k -= e U_jk
+
+    A layer's share of zeros is chosen within each block of 128 columns, over all rows, when the sweep
+    gets there; n:m at each run of m columns (Frantar and Alistarh, 2023, algorithm 1). Columns whose
+    input was always zero go first.
+
+    Args:
+        sparsity: share of zeros, 0 to below 1; a pattern n:m has its own, 1 - n/m.
+        pattern: `layer`, or `n:m`, which keeps n of every m neighbours in a row, m up to 16.
+        damp: added to the diagonal of H as a share of its mean, above 0; raised until H has a factor.
+
+    Example:
+        >>> SparseGPT(pattern="2:4").wants
+        (SecondMoment(),)
+    """
+
+    sparsity: float = _patterns.DEFAULT
+    pattern: str = "layer"
+    damp: float = 0.01
+
+    paper = Paper(None, "SparseGPT: massive language models can be pruned", 2023, "2301.00774")
+    needs = Needs.INPUTS
+    taxonomy = ("pruning", "post-training", "unstructured", "semi-structured", "error feedback")
+
+    def __post_init__(self) -> None:
+        _patterns.check(self.sparsity, self.pattern, shares=("layer",))
+        if not self.damp > 0:
+            raise UsageError(f"damp must be above 0, found {self.damp!r}")
+
+    @property
+    def wants(self) -> tuple[Statistic, ...]:
+        return (SecondMoment(),)
+
+    def compress_weight(self, weight: Tensor, stats: LayerStats) -> CompressedTensor:
+        """`weight` (out, in, ...) with zeros, and what is left of it moved."""
+        check_finite("the weight", weight)
+        rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
+        values, keep, damping = sweep(
+            rows, stats.mean(SecondMoment()), self.sparsity, self.pattern, self.damp
+        )
+        if damping > self.damp:
+            stats.note(f"damping was raised to {damping:.2g}")
+        note = _patterns.ragged_note(rows.shape[1], self.pattern)
+        if note:
+            stats.note(note)
+        return _patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
+
+    def options(self) -> tuple[Self, ...]:
+        """Sparsities 0.1 to 0.9; of a pattern n:m every n below m."""
+        found = _patterns.strengths(self.pattern)
+        return tuple(replace(self, sparsity=s, pattern=p) for s, p in found)
+
+    def between(self, other: Self, share: float) -> Self | None:
+        """At a sparsity `share` of the way to the other's; None of a pattern n:m."""
+        sparsity = _patterns.between(self.sparsity, other.sparsity, self.pattern, share)
+        return None if sparsity is None else replace(self, sparsity=sparsity)
+
+
+def sweep(
+    rows: Tensor, moment: Tensor, sparsity: float, pattern: str, damp: float
+) -> tuple[Tensor, Tensor, float]:
+    """The pruned weights (R, C), which of them stay, and the damping that was needed.
+
+    Args:
+        rows: (R, C) float32.
+        moment: (C, C), H.
+        sparsity: share of zeros; not looked at where the pattern is n:m.
+        pattern: `layer` or `n:m`.
+        damp: see `SparseGPT`.
+    """
+    factor = inverse_upper(moment, damp)
+    seen = rows.masked_fill(factor.dead, 0)  # costs nothing, so that it goes first
+    run = _patterns.run_of(pattern)
+    columns = torch.arange(rows.shape[1], device=rows.device)
+    if run is not None and len(columns) % run[1]:
+        seen, upper, columns = _filled_up(seen, factor.factor, run[1])
+    else:
+        upper = factor.factor
+    found = sparse_sweep(seen, upper, sparsity=None if run else sparsity, pattern=run)
+    assert found.keep is not None
+    values, keep = found.values[:, columns], found.keep[:, columns]
+    return torch.where(keep & factor.dead, rows, values), keep, factor.damping.item()
+
+
+def _filled_up(rows: Tensor, upper: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and factor with a short last run filled up to m columns, and where the old ones are.
+
+    It is filled up with zeros that are tied to nothing. They stand before the run's own columns, so
+    that of equal costs they go first, and a run of w columns keeps min(n, w) of its own.
+    """
+    columns = rows.shape[1]
+    short = columns % m
+    place = torch.arange(columns, device=rows.device)
+    place[columns - short :] += m - short
+    wide = rows.new_zeros(len(rows), columns + m - short)
+    wide[:, place] = rows
+    square = torch.eye(wide.shape[1], dtype=upper.dtype, device=upper.device)
+    square[place[:, None], place] = upper
+    return wide, square, place

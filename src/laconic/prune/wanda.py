@@ -1,0 +1,72 @@
+"""Wanda: a weight is worth its magnitude times the norm of the input that it multiplies."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.statistics import InputNorm, SecondMoment, Statistic
+from laconic.errors import BadWeights
+from laconic.method import Needs, Paper
+from laconic.prune._patterns import DEFAULT
+from laconic.prune._scored import ScoredPruner
+
+
+@dataclass(frozen=True)
+class Wanda(ScoredPruner):
+    """Zeros the weights whose magnitude times the norm of their input is least in each row.
+
+        score_ij = |w_ij| ||x_j||_2, compared within the row i (Sun et al., 2023, equation 1)
+
+    The weights that stay are not changed, so there is nothing to invert and it takes no longer than a
+    pass over the data.
+
+    Args:
+        sparsity: share of zeros, 0 to below 1; a pattern n:m has its own, 1 - n/m.
+        pattern: over what weights are compared: each `row` (output), the whole `layer`, or `n:m`,
+            which keeps n of every m neighbours in a row, m up to 16.
+
+    Example:
+        >>> import torch
+        >>> Wanda(0.5).wants
+        (InputNorm(),)
+        >>> weight, norm = torch.tensor([[3.0, -1.0]]), torch.tensor([1.0, 10.0])
+        >>> scores(weight, norm)
+        tensor([[ 3., 10.]])
+    """
+
+    sparsity: float = DEFAULT
+    pattern: str = "row"
+
+    paper = Paper(None, "A simple and effective pruning approach for LLMs", 2023, "2306.11695")
+    needs = Needs.INPUTS
+    taxonomy = ("pruning", "post-training", "unstructured", "semi-structured", "activation-aware")
+
+    @property
+    def wants(self) -> tuple[Statistic, ...]:
+        return (InputNorm(),)
+
+    def score(self, rows: Tensor, stats: LayerStats) -> Tensor:
+        """|w_ij| ||x_j||, (R, C)."""
+        return scores(rows, input_norm(stats))
+
+
+def scores(rows: Tensor, norm: Tensor) -> Tensor:
+    """|w_ij| ||x_j|| of the weights `rows` (R, C) and the `norm` (C,) of their inputs."""
+    return rows.abs() * norm.to(rows.dtype)
+
+
+def input_norm(stats: LayerStats) -> Tensor:
+    """(C,) float64: the root of the mean square of each input, which ranks as its norm does.
+
+    Raises:
+        BadWeights: the inputs hold NaN or infinity.
+        DataError: neither norms nor second moments of the inputs were collected.
+    """
+    if InputNorm() not in stats.collected and SecondMoment() in stats.collected:
+        square = stats.mean(SecondMoment()).diagonal()  # behind a transform that is all there is
+    else:
+        square = stats.mean(InputNorm(), "square")
+    if not square.isfinite().all():
+        raise BadWeights(f"{stats.layer.name}: its inputs hold NaN or infinity")
+    return square.clamp(min=0).sqrt()
