@@ -14,8 +14,9 @@ torch.set_num_threads(1)  # tensors are tiny, and waiting for a busy core costs 
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _repeatable():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a test before may have set another number
 
 
 @pytest.fixture(scope="session", autouse=True)

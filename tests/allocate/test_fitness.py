@@ -156,7 +156,7 @@ class TestDivergence:
         assert fitness.samples == 2
         assert fitness((0,), 1, 0) > 0 and fitness._draw(1, 0)[0][1] == 1
         both = [fitness._divergence(i, 1) for i in range(2)]
-        assert fitness((0,), 2, 0) == pytest.approx(sum(both) / 2)
+        assert fitness((0,), 2, 0) == pytest.approx(sum(both) / 2, rel=0.01)  # of a batch
 
 
 class TestTop:

@@ -107,10 +107,38 @@ def test_recipe(laconic, tmp_path):
 )
 def test_budgets_are_met(laconic, tmp_path, budget, key, limit):
     code, out, _ = laconic(
-        "compress", REFERENCE, "--budget", budget, "--out", tmp_path / "o", "--json"
-    )
+        "compress", REFERENCE, "--method", "rtn", "--budget", budget, "--out", tmp_path / "o", "--json"
+    )  # fmt: skip
     value = json.loads(out)[key]
     assert code == 0 and 0.97 * limit < value <= limit
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "key", "limit"),
+    [
+        (["2.3bit"], "ecgptq", "bits_per_weight", 2.3),
+        (["3.4bit", "--resident"], "rtn", "resident_bits_per_weight", 3.4),
+    ],
+)
+def test_a_budget_alone_chooses_a_method_and_says_why(
+    laconic, tmp_path, options, method, key, limit
+):
+    code, out, _ = laconic(
+        "compress", REFERENCE, "--budget", *options, "--out", tmp_path / "o", "--json"
+    )
+    report = json.loads(out)
+    assert code == 0 and report["method"] == method and 0.98 * limit < report[key] <= limit
+    assert report["notes"][0].startswith(f"chosen: {method}, since")
+
+
+def test_budgets_without_a_method_are_explained(laconic, tmp_path):
+    for options, message in (
+        (["--budget", "2bit", "--set", "bits=3"], "--set needs --method"),
+        (["--method", "rtn", "--resident"], "--resident says what a --budget is of"),
+        (["--budget", "0.5x params"], "needs a method that saves that"),
+    ):
+        code, _, err = laconic("compress", REFERENCE, *options, "--out", tmp_path / "o")
+        assert code == 2 and message in err
 
 
 def test_evaluate_against(laconic, small, text):
@@ -189,8 +217,8 @@ BAD = {
     "no method": (["compress", str(REFERENCE)], 2, "give --method"),
     "no key": (["compress", str(REFERENCE), "--method", "rtn", "--set", "bits"], 2, "KEY=VALUE"),
     "unparsable budget": (["compress", str(REFERENCE), "--budget", "smaller"], 2, "cannot read the budget"),
-    "unreachable budget": (["compress", str(REFERENCE), "--budget", "0.1bit"], 2, "the smallest is about"),
-    "unreachable size": (["compress", str(REFERENCE), "--budget", "1%"], 2, "the smallest is about"),
+    "unreachable budget": (["compress", str(REFERENCE), "--method", "rtn", "--budget", "0.1bit"], 2, "the smallest is about"),
+    "unreachable size": (["compress", str(REFERENCE), "--method", "rtn", "--budget", "1%"], 2, "the smallest is about"),
     "budget of another kind": (["compress", str(REFERENCE), "--budget", "20ms"], 2, "needs a method that saves that"),
     "unknown part": (["compress", str(REFERENCE), "--method", "rtn", "--also", "embedings"], 2, "did you mean 'embeddings'"),
 }  # fmt: skip

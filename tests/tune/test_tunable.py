@@ -36,7 +36,10 @@ def test_starts_as_it_was_and_learns(name):
     assert torch.equal(tunable.dense(), value.dense())
     goal = 1.2 * weight()
     before = (value.dense().float() - goal).square().sum()
-    rates = [{"params": [p], "lr": 0.01 * float(p.abs().mean())} for p in tunable.values.values()]
+    rates = [
+        {"params": [p], "lr": 0.01 * float(p.detach().abs().mean())}
+        for p in tunable.values.values()
+    ]
     adam = torch.optim.Adam(rates)
     for _ in range(60):
         adam.zero_grad()
