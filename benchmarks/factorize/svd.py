@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.prune._paired import compressed, dense, difference, quality, spelt
+from benchmarks.paired import compressed, dense, difference, quality, spelt
 from laconic.factorize.svd import SVD
 
 KEEPS = (0.8, 0.6, 0.4)

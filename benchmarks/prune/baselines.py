@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.prune._paired import compressed, dense, difference, quality, spelt
+from benchmarks.paired import compressed, dense, difference, quality, spelt
 from laconic.method import LayerMethod
 from laconic.prune.magnitude import Magnitude
 from laconic.prune.random import Random

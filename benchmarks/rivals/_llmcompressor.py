@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-THREADS = 2
+THREADS, SEQUENCES = 2, 128
 
 
 def main(model: str, windows: str, bits: int, group: int, out: Path) -> None:
@@ -17,7 +17,7 @@ def main(model: str, windows: str, bits: int, group: int, out: Path) -> None:
     from llmcompressor.modifiers.quantization import GPTQModifier
     from transformers import AutoModelForCausalLM
 
-    ids = torch.load(windows, weights_only=True)
+    ids = torch.load(windows, weights_only=True)[:SEQUENCES]
     data = Dataset.from_list(
         [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
     )

@@ -123,14 +123,26 @@ class LayerMethod(Method):
     def revise(self, weight: "Tensor", record: "Record", stats: "LayerStats") -> "Record":
         """What a layer becomes that now is `record` and whose dense weight is `weight`.
 
-        By default what methods before this one have left is compressed, and zeros that they put stay. A
-        method that builds on what those before it in the chain made (a correction of their error, a
+        By default the dense weight is compressed, behind the transforms before it: grids that earlier
+        methods chose are chosen anew. Zeros that they put stay. A method that builds on what those before it in the chain made (a correction of their error, a
         transform before them) overrides this.
+
+        Raises:
+            UsageError: the layer has a structure, such as factors, which would be lost.
         """
-        from laconic.tensors.masked import mask_of, masked_again
+        from laconic.tensors.masked import mask_of, masked_again, replaceable
 
         stats.mask = mask_of(record.weight)
-        value = self.compress_weight(record.weight.dense(weight.dtype), stats)
+        if stats.mask is not None:
+            weight = record.weight.dense(weight.dtype)
+        elif not replaceable(record.weight):
+            raise UsageError(
+                f"{type(self).__name__} would undo that {stats.layer.name} is {record.weight.format}: "
+                "leave one of the two methods out, or compress the result again"
+            )
+        elif record.transform is not None:
+            weight = record.transform.fold(weight).to(weight.dtype)
+        value = self.compress_weight(weight, stats)
         if stats.mask is not None:
             again = masked_again(value, stats.mask)
             if again is None:

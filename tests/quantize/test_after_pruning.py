@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from laconic.budgeting import output_error
+from laconic.errors import UsageError
+from laconic.factorize.svd import SVD
 from laconic.prune.magnitude import Magnitude
 from laconic.prune.sparsegpt import SparseGPT
 from laconic.quantize.ecgptq import ECGPTQ
@@ -57,10 +59,15 @@ def test_what_is_kept_makes_up_for_the_rounding(weight, kind):
     assert output_error(pruned.dense(), value, stats) < output_error(pruned.dense(), plain, stats)
 
 
-def test_the_second_of_two_quantizers_sees_the_first(weight):
-    first, _ = chained(weight, RTN(2))
-    both, _ = chained(weight, RTN(2), RTN(8, "row", range="minmax"))
-    assert (both.dense() - first.dense()).norm() < 0.01 * first.dense().norm()
+def test_the_second_of_two_grids_is_chosen_anew(weight):
+    alone, _ = chained(weight, RTN(8))
+    both, _ = chained(weight, ECGPTQ(2, columns="yes"), RTN(8))
+    assert torch.equal(both.dense(), alone.dense())
+
+
+def test_factors_are_not_undone(weight):
+    with pytest.raises(UsageError, match="RTN would undo that layer is"):
+        chained(weight, SVD(keep=0.3), RTN(8))
 
 
 def test_formats_that_have_no_zeros_say_so(weight):

@@ -18,7 +18,7 @@ from laconic.errors import CorruptFile, DataError
 
 PRECISION = torch.float32  # of observations and of products within a sequence
 SUMS = torch.float64  # of sums over sequences
-PANEL = 128  # columns of a moment that one task adds to: bounds its temporary memory
+PANEL = 64  # columns of a moment that one task adds to: bounds its temporary memory
 
 Task = Callable[[], None]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from laconic.tensors.compressed import CompressedTensor, State, checked_index, register_kind
 
-WIDENED = 1 << 20  # weights that are in memory in another dtype at a time
+WIDENED = 1 << 19  # weights that are in memory in another dtype at a time
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,6 +186,13 @@ def mask_of(value: CompressedTensor) -> Mask | None:
     return value.mask if isinstance(value, Masked | MaskedCodes) else None
 
 
+def replaceable(value: CompressedTensor) -> bool:
+    """Whether nothing is lost when another grid takes the place of this value: it is dense, or on a grid."""
+    if isinstance(value, Transformed):
+        return replaceable(value.inner)
+    return isinstance(value, Dense | Coded)
+
+
 def masked_again(value: CompressedTensor, mask: Mask) -> CompressedTensor | None:
     """`value`, a pruned weight in another format, with the zeros of `mask`; None where it cannot have any.
 

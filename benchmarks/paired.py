@@ -32,12 +32,14 @@ def dense(bench: Bench, model: str) -> dict[str, Any]:
     return _losses(bench, model, laconic.load(model, dtype=torch.float32))
 
 
-def compressed(bench: Bench, model: str, method: LayerMethod) -> dict[str, Any]:
+def compressed(
+    bench: Bench, model: str, method: LayerMethod, budget: str | None = None
+) -> dict[str, Any]:
     """Sizes, zeros and losses of the model after `method`, reloaded from its files."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         data = None if method.needs is Needs.NOTHING else training_data(bench, model)
-        report = laconic.compress(model, method, data, out=out).report
+        report = laconic.compress(model, method, data, out=out, budget=budget).report
         loaded = laconic.load(out, dtype=torch.float32)
         zeros = [(int((v == 0).sum()), list(v.shape)) for v in _pruned(loaded)]
         return {
@@ -52,6 +54,11 @@ def compressed(bench: Bench, model: str, method: LayerMethod) -> dict[str, Any]:
             "notes": sorted({note for la in report.layers for note in la["notes"]}),
             "seconds": report.seconds,
         }
+
+
+def losses(bench: Bench, model: str, path: str) -> dict[str, Any]:
+    """Losses of the model at `path`, which `model` became."""
+    return _losses(bench, model, laconic.load(path, dtype=torch.float32))
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
