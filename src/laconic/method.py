@@ -130,25 +130,8 @@ class LayerMethod(Method):
         Raises:
             UsageError: the layer has a structure, such as factors, which would be lost.
         """
-        from laconic.tensors.masked import mask_of, masked_again, replaceable
-
-        stats.mask = mask_of(record.weight)
-        if stats.mask is not None:
-            weight = record.weight.dense(weight.dtype)
-        elif not replaceable(record.weight):
-            raise UsageError(
-                f"{type(self).__name__} would undo that {stats.layer.name} is {record.weight.format}: "
-                "leave one of the two methods out, or compress the result again"
-            )
-        elif record.transform is not None:
-            weight = record.transform.fold(weight).to(weight.dtype)
-        value = self.compress_weight(weight, stats)
-        if stats.mask is not None:
-            again = masked_again(value, stats.mask)
-            if again is None:
-                stats.note(f"{value.format} cannot keep the zeros that were there")
-            value = value if again is None else again
-        return replace(record, weight=value)
+        value = self.compress_weight(stats.starting_from(record, weight), stats)
+        return replace(record, weight=stats.masked(value))
 
     def options(self) -> tuple["LayerMethod", ...]:
         """The strengths at which a budget may use this method, weakest first; itself by default."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from laconic.calibrate.statistics import Collected, SecondMoment, Statistic, symmetric
-from laconic.errors import DataError
+from laconic.errors import DataError, UsageError
 from laconic.models.layout import Layer
-from laconic.tensors import InputTransform
+from laconic.tensors import CompressedTensor, InputTransform
+from laconic.tensors.masked import mask_of, masked_again, replaceable
 from laconic.tensors.masks import Mask
+from laconic.tensors.stored import Record
 
 
 @dataclass
@@ -53,6 +55,27 @@ class LayerStats:
         if self.mask is None:
             return None
         return self.mask.dense().reshape(self.mask.shape[0], -1)
+
+    def starting_from(self, record: Record, weight: Tensor) -> Tensor:
+        """What a method compresses where the layer now is `record`: see `LayerMethod.revise`."""
+        self.mask = mask_of(record.weight)
+        if self.mask is not None:
+            return record.weight.dense(weight.dtype)
+        if not replaceable(record.weight):
+            raise UsageError(
+                f"{self.layer.name} is {record.weight.format}, which another grid would undo: leave one "
+                "of the two methods out, or compress the result again"
+            )
+        if record.transform is not None:
+            return record.transform.fold(weight).to(weight.dtype)
+        return weight
+
+    def masked(self, value: CompressedTensor) -> CompressedTensor:
+        """`value` with the zeros that were there; notes where its format cannot have any."""
+        again = value if self.mask is None else masked_again(value, self.mask)
+        if again is None:
+            self.note(f"{value.format} cannot keep the zeros that were there")
+        return value if again is None else again
 
     def behind(self, transform: InputTransform) -> "LayerStats":
         """What is known of the transformed inputs: their second moment, where it was collected."""
