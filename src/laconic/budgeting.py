@@ -26,6 +26,9 @@ from laconic.models.source import ModelSource
 from laconic.numerics.parallel import parallel_map
 from laconic.planning import Chain, OptionTable, Plan
 from laconic.progress import SILENT, Progress
+from laconic.quantize.ecgptq import ECGPTQ
+from laconic.quantize.gptq import GPTQ
+from laconic.quantize.rtn import RTN
 from laconic.registry import name_of
 from laconic.tensors import CompressedTensor, Dense
 from laconic.tensors.stored import Record, encode
@@ -116,10 +119,6 @@ def default_method(budget: Budget, data: bool) -> tuple[LayerMethod, str]:
         budget: what counts.
         data: whether there is calibration data.
     """
-    from laconic.quantize.ecgptq import ECGPTQ
-    from laconic.quantize.gptq import GPTQ
-    from laconic.quantize.rtn import RTN
-
     if budget.unit not in STORED:
         raise UsageError(
             f"a budget of {budget} needs a method that saves that: give --method, such as wanda or svd"
@@ -138,12 +137,12 @@ def _counted(
     source: ModelSource, unit: Unit, also: Sequence[str], calibration: Calibration | None
 ) -> tuple[Size, float, float]:
     """What a layer costs, what the dense model costs, and what of that no layer can save."""
-    layers = [layer for block in source.blocks for layer in block.layers]
-    layers += choose_extra(source, also)[0]
+    outside = choose_extra(source, also)[0]
+    layers = [layer for block in source.blocks for layer in block.layers] + outside
     if unit is Unit.PARAMS:
         own = sum(layer.shape.numel() for layer in layers)
         blocks = sum(count_parameters(source).blocks.values())
-        extra = sum(layer.shape.numel() for layer in choose_extra(source, also)[0])
+        extra = sum(layer.shape.numel() for layer in outside)
         return lambda record, _: kept(record.weight), blocks + extra, blocks + extra - own
     if calibration is None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""`ScoredPruner`: a method that scores weights and keeps those with the greatest scores."""
+"""`Pruner`, the base of all pruners, and `ScoredPruner`, which keeps the weights with the greatest scores."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ from laconic.tensors import CompressedTensor
 
 
 @dataclass(frozen=True)
-class ScoredPruner(LayerMethod):
-    """Base of the pruners that leave the weights they keep as they are.
+class Pruner(LayerMethod):
+    """Base of all pruners: a share of zeros in a pattern, and the strengths that follow from it.
 
     Args:
         sparsity: share of zeros, 0 to below 1.
@@ -24,6 +24,21 @@ class ScoredPruner(LayerMethod):
 
     sparsity: float = _patterns.DEFAULT
     pattern: str = "layer"
+
+    def options(self) -> tuple[Self, ...]:
+        """Sparsities 0.1 to 0.9; of a pattern n:m every n below m."""
+        found = _patterns.strengths(self.pattern)
+        return tuple(replace(self, sparsity=s, pattern=p) for s, p in found)
+
+    def between(self, other: Self, share: float) -> Self | None:
+        """At a sparsity `share` of the way to the other's; None of a pattern n:m."""
+        sparsity = _patterns.between(self.sparsity, other.sparsity, self.pattern, share)
+        return None if sparsity is None else replace(self, sparsity=sparsity)
+
+
+@dataclass(frozen=True)
+class ScoredPruner(Pruner):
+    """Base of the pruners that leave the weights they keep as they are."""
 
     def __post_init__(self) -> None:
         _patterns.check(self.sparsity, self.pattern)
@@ -41,13 +56,3 @@ class ScoredPruner(LayerMethod):
         if note:
             stats.note(note)
         return _patterns.masked(weight, keep, self.pattern)
-
-    def options(self) -> tuple[Self, ...]:
-        """Sparsities 0.1 to 0.9; of a pattern n:m every n below m."""
-        found = _patterns.strengths(self.pattern)
-        return tuple(replace(self, sparsity=s, pattern=p) for s, p in found)
-
-    def between(self, other: Self, share: float) -> Self | None:
-        """At a sparsity `share` of the way to the other's; None of a pattern n:m."""
-        sparsity = _patterns.between(self.sparsity, other.sparsity, self.pattern, share)
-        return None if sparsity is None else replace(self, sparsity=sparsity)

@@ -1,7 +1,6 @@
 """SparseGPT: zeros where they cost least, and the columns behind make up for each of them."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,16 +8,17 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import UsageError
-from laconic.method import LayerMethod, Needs, Paper
+from laconic.method import Needs, Paper
 from laconic.numerics._checks import check_finite
 from laconic.numerics.cholesky import inverse_upper
 from laconic.numerics.obs import sparse_sweep
 from laconic.prune import _patterns
+from laconic.prune._scored import Pruner
 from laconic.tensors import CompressedTensor
 
 
 @dataclass(frozen=True)
-class SparseGPT(LayerMethod):
+class SparseGPT(Pruner):
     """Zeros the weights that cost least column by column, later columns making up for each of them.
 
         H = E[x x^T], U^T U = H^-1;  cost_ij = w_ij^2 / U_jj^2, of the weights as moved so far;
@@ -68,16 +68,6 @@ class SparseGPT(LayerMethod):
         if note:
             stats.note(note)
         return _patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
-
-    def options(self) -> tuple[Self, ...]:
-        """Sparsities 0.1 to 0.9; of a pattern n:m every n below m."""
-        found = _patterns.strengths(self.pattern)
-        return tuple(replace(self, sparsity=s, pattern=p) for s, p in found)
-
-    def between(self, other: Self, share: float) -> Self | None:
-        """At a sparsity `share` of the way to the other's; None of a pattern n:m."""
-        sparsity = _patterns.between(self.sparsity, other.sparsity, self.pattern, share)
-        return None if sparsity is None else replace(self, sparsity=sparsity)
 
 
 def sweep(
