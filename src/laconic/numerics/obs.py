@@ -23,6 +23,7 @@ from laconic.numerics._obs_run import (
     edges,
     own_grid,
 )
+from laconic.numerics.cholesky import Factor, inverse_upper
 from laconic.numerics.obs_types import Sweep, UniformGrid
 from laconic.numerics.parallel import one_thread
 
@@ -30,7 +31,8 @@ Enter = Callable[[Tensor, int], None]
 Refit = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 __all__ = [
-    "Sweep", "UniformGrid", "activation_order", "block_sweep", "grid_sweep", "sparse_sweep", "sweep_loss",
+    "Sweep", "UniformGrid", "activation_order", "block_sweep", "grid_sweep", "ordered_factor", "sparse_sweep",
+    "sweep_loss",
 ]  # fmt: skip
 
 
@@ -46,6 +48,20 @@ def activation_order(moment: Tensor) -> Tensor:
     """
     check_square("the second moment", moment)
     return moment.diagonal().argsort(descending=True, stable=True)
+
+
+def ordered_factor(moment: Tensor, order: str, damp: float) -> tuple[Tensor, Factor]:
+    """The columns (C,) in the order of a sweep, and the factor that it takes, of the moment so ordered.
+
+    Args:
+        moment: (C, C), the second moment of the inputs.
+        order: `activation`, as `activation_order` has it; columns as they are for any other.
+        damp: as for `inverse_upper`.
+    """
+    columns = torch.arange(len(moment), device=moment.device)
+    if order == "activation":
+        columns = activation_order(moment)
+    return columns, inverse_upper(moment[columns][:, columns], damp)
 
 
 @one_thread()

@@ -12,8 +12,7 @@ from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.coding.tables import entropy_bits
 from laconic.errors import BadWeights, UsageError
 from laconic.method import LayerMethod, Needs, Paper
-from laconic.numerics.cholesky import inverse_upper
-from laconic.numerics.obs import activation_order
+from laconic.numerics.obs import ordered_factor
 from laconic.numerics.obs_coded import (
     LARGEST,
     ZERO,
@@ -146,14 +145,11 @@ class _Task(NamedTuple):
 
 def _prepare(method: ECGPTQ, weight: Tensor, stats: LayerStats) -> _Task:
     rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
-    order = torch.arange(rows.shape[1], device=rows.device)
     if method.inputs == "none":
         moment = torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device)
     else:
         moment = stats.mean(SecondMoment())
-    if method.order == "activation":
-        order = activation_order(moment)
-    found = inverse_upper(moment[order][:, order], method.damp)
+    order, found = ordered_factor(moment, method.order, method.damp)
     if (found.damping > method.damp).any():
         stats.note(f"damping was raised to {found.damping.item():.2g}")
     upper, scale = found.factor, None

@@ -10,8 +10,7 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import BadWeights, UsageError
 from laconic.method import LayerMethod, Needs, Paper
-from laconic.numerics.cholesky import inverse_upper
-from laconic.numerics.obs import UniformGrid, activation_order, grid_sweep
+from laconic.numerics.obs import UniformGrid, grid_sweep, ordered_factor
 from laconic.tensors import CompressedTensor, Grouped, IntQuantizer
 from laconic.tensors.integer import Grid
 
@@ -96,10 +95,7 @@ def sweep(
 
     Weights outside `keep` (R, C) stay zero, and the others make up for that too.
     """
-    columns = torch.arange(rows.shape[1], device=rows.device)
-    if order == "activation":
-        columns = activation_order(moment)
-    factor = inverse_upper(moment[columns][:, columns], damp)
+    columns, factor = ordered_factor(moment, order, damp)
     group = columns // grid.group if grid.scale.shape[1] > 1 else torch.zeros_like(columns)
     low, high = quantizer.code_range
     each = UniformGrid(grid.scale[:, group], grid.zero[:, group], 1, low, high)
