@@ -9,7 +9,8 @@ import pytest
 import laconic
 
 PACKAGES = (
-    "allocate", "calibrate", "measure", "models", "numerics", "quantize", "tensors", "tune", "zoo",
+    "allocate", "calibrate", "factorize", "measure", "models", "numerics", "prune", "quantize", "tensors",
+    "tune", "zoo",
 )  # fmt: skip
 MODULES = [
     "laconic.budgeting", "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",

@@ -8,7 +8,7 @@ WINDOWS = 32
 
 
 def compress(model: str, out: str, data: str) -> None:
-    from laconic.calibrate.runner import RunOptions
+    from laconic.calibrate.options import RunOptions
     from laconic.cli._common import quiet_libraries
     from laconic.compression import compress as run
     from laconic.quantize.gptq import GPTQ

@@ -1,13 +1,16 @@
-"""GPTQ beside llm-compressor's: the same model, windows and grid; quality, bytes, seconds, memory.
+"""Quantizers of other packages: the same model, windows and grid; quality, bytes, seconds, memory.
 
-The rival runs in an environment of its own under .cache/rivals, which is made when it is missing; where
-that is not possible the proof says so and checks nothing. Both run on two threads, one after the other.
+Each rival runs in an environment of its own under .cache/rivals, made when it is missing; where that is
+not possible the proof says so. All run on two threads, one after the other, in processes of their own.
+AutoRound trains its rounding for ten minutes and more a model, so that it has one cell.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,113 +20,117 @@ from benchmarks.bench import ROOT, Bench
 from benchmarks.paired import difference, losses, quality, spelt
 from laconic.calibrate.data import read_text, windows
 
-MODELS = ("llama-tiny", "opt-tiny")
-BITS, GROUP, WINDOWS = (
-    (4, 3),
-    64,
-    160,
-)  # both are fitted to the first 128; ours measures on the rest
+
+@dataclass(frozen=True)
+class Rival:
+    """A package: how it is installed, what calls it, and on which models at which widths."""
+
+    package: str
+    script: str
+    cells: tuple[tuple[str, int], ...]
+    build: dict[str, str] = field(default_factory=dict)  # of the environment it is installed in
+
+
+CELLS = tuple((model, bits) for model in ("llama-tiny", "opt-tiny") for bits in (4, 3))
+RIVALS = {
+    "llm-compressor": Rival("llmcompressor", "_llmcompressor.py", CELLS),
+    "gptqmodel": Rival("gptqmodel", "_gptqmodel.py", CELLS[:2], {"BUILD_CUDA_EXT": "0"}),
+    "auto-round": Rival("auto-round", "_auto_round.py", CELLS[1:2]),
+}
+GROUP, WINDOWS = 64, 160  # all are fitted to the first 128; ours measures layers on the rest
 BEGINNING = 1 << 21  # characters of text/train.txt that windows are taken from
 ENVIRONMENTS = ROOT / ".cache" / "rivals"
 OURS = """
-import json, sys, time, torch
+import json, sys, time
+from pathlib import Path
+import torch
 torch.set_num_threads(2)
 import laconic
-from laconic.calibrate.calibration import read_calibration
 from laconic.measure.resources import peak_rss_bytes
 from laconic.quantize.gptq import GPTQ
-ids = torch.load(sys.argv[2], weights_only=True)
+model, ids, bits, group, out = sys.argv[1:]
+ids = torch.load(ids, weights_only=True)
 start = time.perf_counter()
-laconic.compress(sys.argv[1], GPTQ(int(sys.argv[3]), int(sys.argv[4])), ids, out=sys.argv[5] + "/dense",
-                 windows=128)
+laconic.compress(model, GPTQ(int(bits), int(group)), ids, out=out + "/dense", windows=128)
 seconds = time.perf_counter() - start
-from pathlib import Path
-stored = sum(f.stat().st_size for f in Path(sys.argv[5], "dense").glob("*.safetensors"))
-Path(sys.argv[5], "report.json").write_text(json.dumps({"seconds": seconds, "peak": peak_rss_bytes(), "stored": stored}))
+stored = sum(f.stat().st_size for f in Path(out, "dense").glob("*.safetensors"))
+report = {"seconds": seconds, "peak": peak_rss_bytes(), "stored": stored}
+Path(out, "report.json").write_text(json.dumps(report))
 """
 
 
 def prove(bench: Bench) -> None:
-    python = environment("llmcompressor")
-    if python is None:
-        bench.note("llm-compressor could not be installed here; nothing was compared")
-        return
     rows: list[list[Any]] = []
-    for name in [n for n in MODELS if n in bench.language_models()]:
-        model = bench.language_models()[name]
-        whole = bench.cached(f"dense {name}", lambda m=model: losses(bench, m, m))
-        for bits in BITS:
-            runs = bench.cached(
-                f"int{bits} {name}", lambda m=model, b=bits: _both(bench, m, b, python)
-            )
-            _compare(bench, name, bits, runs, whole, rows)
-    columns = [
-        "model",
-        "int",
-        "by",
-        "perplexity",
-        "excess nats",
-        "95 %",
-        "stored MB",
-        "s",
-        "peak MB",
-    ]
-    bench.table("GPTQ in groups of 64, symmetric, 128 windows, two threads", columns, rows)
+    models = bench.language_models()
+    pythons = {label: environment(rival) for label, rival in RIVALS.items()}
+    for label in [label for label, python in pythons.items() if python is None]:
+        bench.note(f"{label} could not be installed here, and is left out")
+    for name, bits in [cell for cell in CELLS if cell[0] in models]:
+        path = models[name]
+        whole = bench.cached(f"dense {name}", lambda p=path: losses(bench, p, p))
+        runs = {}
+        for label in ["laconic", *(la for la in RIVALS if (name, bits) in RIVALS[la].cells)]:
+            python = sys.executable if label == "laconic" else pythons[label]
+            if python is not None:
+                runs[label] = bench.cached(
+                    f"{label} int{bits} {name}",
+                    lambda la=label, p=path, b=bits, py=python: _run(bench, la, p, b, str(py)),
+                )
+        _compare(bench, f"{name} int{bits}", runs, whole, rows)
+    columns = ["cell", "by", "perplexity", "excess nats", "95 %", "stored MB", "s", "peak MB"]
+    bench.table("symmetric integers in groups of 64, 128 windows, two threads", columns, rows)
 
 
 def _compare(
-    bench: Bench, name: str, bits: int, runs: dict[str, Any], whole: dict[str, Any],
-    rows: list[list[Any]],
-) -> None:  # fmt: skip
+    bench: Bench, cell: str, runs: dict[str, Any], whole: dict[str, Any], rows: list[list[Any]]
+) -> None:
     found = {label: difference(run, whole) for label, run in runs.items()}
     for label, run in runs.items():
         rows.append([
-            name, bits, label, quality(run), found[label]["difference"], spelt(found[label]),
+            cell, label, quality(run), found[label]["difference"], spelt(found[label]),
             run["stored"] / 1e6, run["seconds"], run["peak"] / 1e6,
         ])  # fmt: skip
-    ours, theirs = runs["laconic"], runs["llm-compressor"]
-    bench.check(
-        f"{name} int{bits}: excess loss at most 1.1 times llm-compressor's",
-        found["laconic"]["difference"] <= 1.1 * found["llm-compressor"]["difference"],
-        ours=found["laconic"]["difference"], theirs=found["llm-compressor"]["difference"],
-    )  # fmt: skip
-    bench.check(
-        f"{name} int{bits}: at least 5 times faster",
-        5 * ours["seconds"] <= theirs["seconds"],
-        ours=ours["seconds"], theirs=theirs["seconds"], ratio=theirs["seconds"] / ours["seconds"],
-    )  # fmt: skip
-    bench.check(
-        f"{name} int{bits}: less memory", ours["peak"] < theirs["peak"],
-        ours=ours["peak"], theirs=theirs["peak"],
-    )  # fmt: skip
-    bench.check(
-        f"{name} int{bits}: a smaller file", ours["stored"] < theirs["stored"],
-        ours=ours["stored"], theirs=theirs["stored"],
-    )  # fmt: skip
+    ours = runs["laconic"]
+    for label in [label for label in runs if label != "laconic"]:
+        theirs = runs[label]
+        bench.check(
+            f"{cell}: excess loss at most 1.1 times that of {label}",
+            found["laconic"]["difference"] <= 1.1 * found[label]["difference"],
+            ours=found["laconic"]["difference"], theirs=found[label]["difference"],
+        )  # fmt: skip
+        bench.check(
+            f"{cell}: at least 5 times faster than {label}",
+            5 * ours["seconds"] <= theirs["seconds"],
+            ours=ours["seconds"], theirs=theirs["seconds"], ratio=theirs["seconds"] / ours["seconds"],
+        )  # fmt: skip
+        bench.check(
+            f"{cell}: less memory than {label}", ours["peak"] < theirs["peak"],
+            ours=ours["peak"], theirs=theirs["peak"],
+        )  # fmt: skip
+        bench.check(
+            f"{cell}: a smaller file than {label}", ours["stored"] < theirs["stored"],
+            ours=ours["stored"], theirs=theirs["stored"],
+        )  # fmt: skip
 
 
-def _both(bench: Bench, model: str, bits: int, python: Path) -> dict[str, Any]:
-    """What each makes of the model, and at what cost."""
-    scripts = {
-        "laconic": [sys.executable, "-c", OURS],
-        "llm-compressor": [str(python), str(Path(__file__).parent / "_llmcompressor.py")],
-    }
-    runs = {}
+def _run(bench: Bench, label: str, model: str, bits: int, python: str) -> dict[str, Any]:
+    """What one of them makes of the model, and at what cost."""
+    own = [python, "-c", OURS]
+    command = (
+        own if label == "laconic" else [python, str(Path(__file__).parent / RIVALS[label].script)]
+    )
     with tempfile.TemporaryDirectory() as name:
-        ids = Path(name) / "windows.pt"
+        ids, out = Path(name) / "windows.pt", Path(name) / "out"
+        out.mkdir()
         torch.save(_windows(bench, model), ids)
-        for label, command in scripts.items():
-            out = Path(name) / label
-            out.mkdir()
-            arguments = [model, str(ids), str(bits), str(GROUP), str(out)]
-            done = subprocess.run(
-                [*command, *arguments], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{label} failed: {done.stderr[-2000:]}")
-            report = json.loads((out / "report.json").read_text())
-            runs[label] = {**losses(bench, model, str(out / "dense")), **report}
-    return runs
+        done = subprocess.run(
+            [*command, model, str(ids), str(bits), str(GROUP), str(out)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{label} failed: {done.stderr[-2000:]}")
+        report = json.loads((out / "report.json").read_text())
+        return {**losses(bench, model, str(out / "dense")), **report}
 
 
 def _windows(bench: Bench, model: str) -> torch.Tensor:
@@ -134,15 +141,21 @@ def _windows(bench: Bench, model: str) -> torch.Tensor:
     return windows(text, AutoTokenizer.from_pretrained(model), context, WINDOWS).clone()
 
 
-def environment(package: str) -> Path | None:
-    """The Python of a virtual environment with `package`, made where it is missing; None if it cannot be."""
-    folder = ENVIRONMENTS / package
+def environment(rival: Rival) -> Path | None:
+    """The Python of a virtual environment with the package, made if missing; None if it cannot be."""
+    folder = ENVIRONMENTS / rival.package
     python = folder / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "-q"]
+    torch_version = f"torch=={torch.__version__.split('+')[0]}"
     try:
         if not (folder / "complete").is_file():
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-            for wanted in (f"torch=={torch.__version__.split('+')[0]}", package):
-                subprocess.run([str(python), "-m", "pip", "install", "-q", wanted], check=True)
+            subprocess.run([*install, torch_version, "setuptools", "wheel", "ninja"], check=True)
+            build = ["--no-build-isolation"] if rival.build else []
+            subprocess.run(
+                [*install, *build, torch_version, rival.package], check=True,
+                env={**os.environ, **rival.build},
+            )  # fmt: skip
             (folder / "complete").touch()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -12,8 +12,9 @@ from laconic.allocate.budget import Budget, Unit
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.options import RunOptions
 from laconic.calibrate.reports import relative_error
-from laconic.calibrate.runner import RunOptions, run_layers
+from laconic.calibrate.runner import run_layers
 from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import BudgetError, DataError, UsageError

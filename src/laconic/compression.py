@@ -11,7 +11,7 @@ from torch import nn
 from laconic.allocate.budget import Budget, Unit
 from laconic.budgeting import default_method
 from laconic.calibrate.calibration import FITTED
-from laconic.calibrate.runner import RunOptions
+from laconic.calibrate.options import RunOptions
 from laconic.errors import BudgetError, UsageError
 from laconic.hf import prepare_for_saving, quantization_config
 from laconic.job import CompressionReport, Job, TooLarge

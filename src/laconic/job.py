@@ -16,8 +16,9 @@ from laconic.calibrate.calibration import Calibration, read_calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.inputs import Subject
 from laconic.calibrate.library import StatisticsLibrary
+from laconic.calibrate.options import RunOptions
 from laconic.calibrate.reports import LayerReport
-from laconic.calibrate.runner import RunOptions, run_layers
+from laconic.calibrate.runner import run_layers
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.hf import quantization_config
 from laconic.measure.resources import peak_rss_bytes

@@ -12,7 +12,7 @@ from torch import nn
 
 from laconic.calibrate.calibration import Calibration, read_calibration
 from laconic.calibrate.inputs import Subject
-from laconic.calibrate.runner import RunOptions
+from laconic.calibrate.options import RunOptions
 from laconic.compression import compress
 from laconic.errors import DataError, LaconicError, UsageError
 from laconic.loading import load

@@ -29,6 +29,32 @@ def test_windows_drop_the_tail_and_cap_the_context():
     assert data.windows(text, Words(), 100_000).shape == (2, 2048)
 
 
+class Counting(Words):
+    """Words, and how much text it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, text, **options):
+        self.given.append(len(text))
+        return super().__call__(text, **options)
+
+
+@pytest.mark.parametrize("line", ["a few words of text\n", "a few words of text "])
+def test_no_more_text_is_read_than_windows_need(line):
+    text, tokenizer = line * 3000, Counting()
+    found = data.windows(text, tokenizer, 16, limit=3)
+    assert torch.equal(found, data.windows(text, Words(), 16)[:3])
+    assert max(tokenizer.given) < len(text) / 20
+
+
+def test_a_limit_beyond_the_text():
+    text = "word " * 100
+    assert data.windows(text, Words(), 16, limit=50).shape == (6, 16)
+    rare = "a" * 3000 + " b" * 40  # far fewer tokens than characters: more is read until it does
+    assert data.windows(rare, Words(), 16, limit=2).shape == (2, 16)
+
+
 def test_too_short_text_says_how_much_is_needed():
     with pytest.raises(DataError, match="3 tokens, one window of this model needs 8"):
         data.windows("a b c", Words(), 8)

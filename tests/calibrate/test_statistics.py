@@ -15,8 +15,18 @@ from laconic.calibrate.statistics import (
     SecondMoment,
     from_key,
 )
-from laconic.errors import CorruptFile, DataError
+from laconic.errors import CorruptFile, DataError, UsageError
 from laconic.models.layout import Layer
+from laconic.tensors import (
+    Bitmask,
+    ChannelScale,
+    CodebookQuantizer,
+    Dense,
+    IntQuantizer,
+    LowRank,
+    Masked,
+)
+from laconic.tensors.stored import Record
 
 LAYER = Layer("a", "a", "weight", torch.Size((5, 700)), "linear")
 
@@ -130,10 +140,47 @@ class TestLayerStats:
         assert stats.notes == ["x"]
 
     def test_behind_a_transform(self, observations):
-        from laconic.tensors.transforms import ChannelScale
-
         scale = torch.rand(700) + 0.5
         stats = LayerStats(LAYER, {SecondMoment(): collected(SecondMoment(), observations)})
         x = stacked(observations, "inputs") / scale.double()
         near(stats.behind(ChannelScale(scale)).mean(SecondMoment()), x.T @ x / 44)
         assert LayerStats(LAYER).behind(ChannelScale(scale)).collected == {}
+
+
+class TestAfterPruning:
+    """What a method is given of a layer that an earlier one has changed."""
+
+    keep = torch.arange(24).reshape(4, 6) % 3 > 0
+
+    def test_a_pruned_weight_is_compressed_as_it_is(self):
+        pruned, stats = torch.randn(4, 6) * self.keep, LayerStats(LAYER)
+        record = Record(Masked.of(pruned, Bitmask.of(self.keep)))
+        assert stats.keep() is None
+        assert torch.equal(stats.starting_from(record, torch.ones(4, 6)), pruned)
+        assert torch.equal(stats.keep(), self.keep)
+
+    def test_kernels_are_seen_as_rows(self):
+        stats = LayerStats(LAYER, mask=Bitmask.of(self.keep.reshape(4, 2, 3)))
+        assert torch.equal(stats.keep(), self.keep)
+
+    def test_a_dense_weight_is_given_behind_its_transform(self):
+        weight, scale = torch.randn(4, 6).bfloat16(), ChannelScale(torch.rand(6) + 0.5)
+        stats, coded = LayerStats(LAYER), IntQuantizer(3).quantize(weight)
+        assert stats.starting_from(Record(coded), weight) is weight
+        behind = stats.starting_from(Record(coded, scale), weight)
+        assert torch.equal(behind, scale.fold(weight)) and behind.dtype == torch.bfloat16
+        assert stats.mask is None
+
+    def test_factors_are_not_replaced(self):
+        record = Record(LowRank(Dense(torch.ones(4, 1)), Dense(torch.ones(1, 6))))
+        with pytest.raises(UsageError, match="a is rank 1 .*another grid would undo"):
+            LayerStats(LAYER).starting_from(record, torch.ones(4, 6))
+
+    def test_zeros_stay_or_are_reported(self):
+        stats = LayerStats(LAYER, mask=Bitmask.of(self.keep))
+        grid = IntQuantizer(4, "row", False).quantize(torch.rand(4, 6) + 1)
+        assert (stats.masked(grid).dense()[~self.keep] == 0).all() and stats.notes == []
+        pairs = CodebookQuantizer(2, 2).quantize(torch.randn(4, 6))
+        assert stats.masked(pairs) is pairs
+        assert stats.notes == [f"{pairs.format} cannot keep the zeros that were there"]
+        assert LayerStats(LAYER).masked(grid) is grid

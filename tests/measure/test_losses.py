@@ -90,6 +90,8 @@ def test_wrong_data_for_the_model_is_a_data_error():
     data = Labelled({"x": torch.randn(2, 5)}, torch.zeros(2, dtype=torch.long))
     with pytest.raises(DataError, match="Linear cannot take this data"):
         measure_losses(nn.Linear(4, 3), labelled_batches(data, 1))
+    with pytest.raises(DataError, match="LSTM returned tuple, not logits"):
+        measure_losses(nn.LSTM(5, 3), labelled_batches(data, 1))
     with pytest.raises(DataError, match="no data"):
         measure_losses(nn.Linear(4, 3), [])
 

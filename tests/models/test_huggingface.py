@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -196,3 +197,32 @@ def test_skeleton_takes_no_memory(tiny_models):
     skeleton = build_skeleton(load_config(tiny_models["llama"]))
     assert {t.device.type for t in skeleton.parameters()} == {"meta"}
     assert not skeleton.training
+
+
+class TestConfig:
+    def test_all_but_weights_is_copied(self, folder, tmp_path):
+        (folder / "vocab.txt").write_text("words")
+        index = {"weight_map": dict.fromkeys(reference(folder), "model.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "notes.pdf").write_text("not of the model")
+        out = tmp_path / "out"
+        out.mkdir()
+        HuggingFaceSource(folder).save_config(out, {"quant_method": "laconic"})
+        before = json.loads((folder / "config.json").read_text())
+        after = json.loads((out / "config.json").read_text())
+        assert after == before | {"quantization_config": {"quant_method": "laconic"}}
+        assert (out / "vocab.txt").read_text() == "words"
+        names = {path.name for path in out.iterdir()}
+        assert names == {"config.json", "generation_config.json", "vocab.txt"}
+
+    def test_fingerprint_follows_the_files(self, folder):
+        source = HuggingFaceSource(folder)
+        first = source.fingerprint()
+        assert first == HuggingFaceSource(folder).fingerprint()
+        for name in ("model.safetensors", "config.json"):
+            path = folder / name
+            status = path.stat()
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+            changed = source.fingerprint()
+            assert changed != first
+            first = changed

@@ -52,6 +52,11 @@ class TestSource:
         weight = source.read(["0.weight"])["0.weight"]
         assert weight.data_ptr() == model[0].weight.data_ptr() and not weight.requires_grad
 
+    def test_one_part_and_no_fingerprint(self):
+        source = MemorySource(make())
+        assert source.tensors_below("0") == ["0.weight", "0.bias"]
+        assert source.fingerprint() is None  # there are no files to compare
+
     @pytest.mark.parametrize("name", TINY)
     def test_sees_what_the_directory_shows(self, name, tiny_models):
         from laconic.models.huggingface import HuggingFaceSource

@@ -9,9 +9,10 @@ from torch import nn
 
 from laconic.errors import LaconicError, OutputExists, UsageError
 from laconic.models.directory import DirectorySink
-from laconic.models.sink import MemorySink, tie_heads
+from laconic.models.sink import MemorySink, NoSink, tie_heads
 from laconic.tensors import Dense, IntQuantizer
 from laconic.tensors.modules import CompressedLinear, TiedEmbedding, TiedLinear
+from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record, decode
 
 WEIGHT = torch.randn(8, 8)
@@ -304,3 +305,24 @@ class TestResuming:
                 sink.put_tensor(f"t{number}", torch.full((100,), float(number)))
                 assert sum(t.nbytes for t in sink._pending.values()) < 500
         assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
+
+
+def test_nothing_is_kept_of_a_look_and_there_is_nothing_to_resume():
+    with NoSink() as sink:
+        assert sink.put_module("a", {"weight": RECORD}) == {"weight": 0}
+        sink.put_tensor("b", WEIGHT)
+        sink.checkpoint({"block": 3})
+        assert sink.resumed() == {} and sink.states_folder() is None
+        sink.restart()
+    with pytest.raises(ZeroDivisionError), NoSink():
+        1 / 0
+
+
+def test_what_is_tied_in_a_module_of_another_kind_stays_so():
+    """transformers refuses to tie it, which is better than a random weight."""
+    model = Tied()
+    model.head = nn.Conv1d(4, 9, 1, bias=False)
+    head = model.head
+    replace_module(model, "table", {"weight": Record(Dense(model.table.weight.data))})
+    tie_heads(model)
+    assert model.head is head and "head.weight" in model.all_tied_weights_keys

@@ -41,3 +41,18 @@ def test_where_there_is_no_such_thing(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert not allocator.give_back_memory()
+
+
+@pytest.mark.parametrize("refused", [None, allocator.M_MMAP_THRESHOLD, allocator.M_ARENA_MAX])
+def test_true_where_the_library_takes_both(monkeypatch, refused):
+    told = {}
+
+    class Library:
+        def mallopt(self, parameter, value):
+            told[parameter] = value
+            return int(parameter != refused)
+
+    monkeypatch.setattr(allocator.sys, "platform", "linux")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Library())
+    assert allocator.give_back_memory() == (refused is None)
+    assert told[allocator.M_MMAP_THRESHOLD] == 1 << 20

@@ -9,6 +9,7 @@ from laconic.numerics.obs import (
     activation_order,
     block_sweep,
     grid_sweep,
+    ordered_factor,
     sparse_sweep,
     sweep_loss,
 )
@@ -265,6 +266,15 @@ def test_activation_order_helps_where_one_channel_dominates():
     ordered = grid_sweep(weight[:, order], inverse_upper(h[order][:, order]).factor, grid).values
     ordered = ordered[:, order.argsort()]
     assert output_loss(weight - ordered, h).sum() < output_loss(weight - plain, h).sum()
+
+
+@pytest.mark.parametrize("order", ["activation", "given"])
+def test_the_factor_is_that_of_the_ordered_moment(order):
+    _, h = layer(4, 24)
+    columns, factor = ordered_factor(h, order, 0.01)
+    assert torch.equal(columns, activation_order(h) if order == "activation" else torch.arange(24))
+    expected = inverse_upper(h[columns][:, columns], 0.01).factor
+    assert torch.equal(factor.factor, expected)
 
 
 def test_the_same_bits_on_any_number_of_threads(same_bits):

@@ -53,6 +53,19 @@ def test_other_devices_agree(monkeypatch):
     assert torch.allclose(once.loss.sum(), again.loss.sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_zeros_are_zeros_and_made_up_for(monkeypatch, other):
+    weight, upper, step = case(40, 200)
+    keep = torch.rand(weight.shape) < 0.5
+    if other:
+        monkeypatch.setattr(obs_coded, "_fix_numba", obs_coded._fix_torch)
+    found = coded_sweep(weight, upper, step, FLAT, keep=keep)
+    assert (found.codes[~keep] == 128).all() and (found.values[~keep] == 0).all()
+    assert torch.allclose(found.loss, sweep_loss(weight - found.values, upper), rtol=1e-3)
+    rounded = (weight / step[:, None]).round() * step[:, None] * keep
+    assert found.loss.sum() < sweep_loss(weight - rounded, upper).sum()
+
+
 def test_threads_change_nothing():
     weight, upper, step = case()
     found = []
@@ -102,5 +115,7 @@ def test_refusals():
         coded_sweep(weight, upper, 0 * step, FLAT)
     with pytest.raises(UsageError, match="trade"):
         coded_sweep(weight, upper, step, FLAT, trade=-1.0)
+    with pytest.raises(UsageError, match="keep"):
+        coded_sweep(weight, upper, step, FLAT, keep=weight[:, :3] > 0)
     with pytest.raises(BadWeights):
         coded_sweep(weight * torch.nan, upper, step, FLAT)

@@ -6,16 +6,22 @@ from laconic.errors import CorruptFile, UsageError
 from laconic.tensors import (
     Bitmask,
     ChannelMask,
+    ChannelScale,
     Codebook,
     CodebookQuantizer,
     Dense,
     FloatQuantizer,
+    Hadamard,
     IntQuantizer,
+    LowRank,
     Masked,
     MaskedCodes,
     NofM,
+    Sum,
+    Transformed,
 )
 from laconic.tensors.compressed import State, from_state
+from laconic.tensors.masked import mask_of, masked_again, replaceable
 from laconic.tensors.stored import decode, encode
 
 
@@ -94,3 +100,41 @@ def test_pruned_codes_take_no_room_in_the_file():
     value = MaskedCodes.of(whole, Bitmask.of(keep))
     assert value.stored_bytes < 0.4 * whole.stored_bytes
     assert torch.equal(decode(encode(value)).dense(), whole.dense() * keep)
+
+
+class TestAgain:
+    """Another format for a weight that was pruned."""
+
+    keep = torch.arange(48).reshape(3, 16) % 4 > 0
+    mask = Bitmask.of(keep)
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * keep
+    scale = ChannelScale(torch.linspace(0.5, 2, 16))
+
+    @pytest.mark.parametrize("behind", [False, True])
+    @pytest.mark.parametrize("compress", [Dense, IntQuantizer(4, 8, False).quantize])
+    def test_zeros_come_back(self, compress, behind):
+        value = compress(self.weight + 1)
+        value = Transformed(value, self.scale) if behind else value
+        found = masked_again(value, self.mask)
+        assert torch.equal(found.dense(), value.dense() * self.keep)
+        assert torch.equal(mask_of(found).dense(), self.keep) and mask_of(value) is None
+
+    def test_what_has_zeros_is_left_alone(self):
+        value = Masked.of(self.weight, self.mask)
+        assert masked_again(value, Bitmask.of(~self.keep)) is value
+        behind = Transformed(value, self.scale)
+        assert mask_of(behind) is self.mask and masked_again(behind, self.mask) is behind
+
+    def test_what_cannot_have_zeros(self):
+        pairs = CodebookQuantizer(2, 2).quantize(self.weight)
+        mixed = Transformed(Dense(self.weight), Hadamard.random(16, 0))
+        for value in (pairs, mixed, Transformed(pairs, self.scale), Sum((Dense(self.weight),))):
+            assert masked_again(value, self.mask) is None
+
+    def test_what_another_grid_may_replace(self):
+        grid = IntQuantizer(4, 8).quantize(self.weight)
+        for value in (Dense(self.weight), grid, Transformed(grid, self.scale)):
+            assert replaceable(value)
+        factors = LowRank(Dense(torch.ones(3, 1)), Dense(torch.ones(1, 16)))
+        for value in (factors, Transformed(factors, self.scale), Masked.of(self.weight, self.mask)):
+            assert not replaceable(value)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.errors import CorruptFile, UnsupportedModel
+from laconic.errors import CorruptFile, UnsupportedModel, UsageError
 from laconic.tensors import Dense, IntQuantizer, Stacked
 from laconic.tensors.convolutions import CompressedConv1d, CompressedConv2d
 from laconic.tensors.experts import CompressedExperts
@@ -14,6 +14,7 @@ from laconic.tensors.modules import (
     CompressedLinear,
     TiedEmbedding,
     TiedLinear,
+    device_of,
     is_conv1d,
 )
 from laconic.tensors.replacement import materialise, replace_module, twin_class
@@ -441,3 +442,71 @@ def test_fused_layers_of_torch_call_their_parts():
             weight = layer.get_submodule(path).weight.data
             replace_module(layer, path, {"weight": Record(Dense(weight))})
         assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+CONVOLUTIONS = [name for name in CASES if name.startswith("conv") and "unbatched" not in name]
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, "valid", "same in a line"])
+def test_an_observed_convolution_is_its_kernels_times_what_it_shows(name):
+    extra = {
+        "valid": (nn.Conv2d(6, 4, 3, padding="valid", stride=2), IMAGE),
+        "same in a line": (nn.Conv1d(6, 4, 4, padding="same", dilation=2, groups=2), SERIES),
+    }
+    conv, x = extra[name] if name in extra else (CASES[name][0](), CASES[name][1]()[0])
+    compressed = twin_class(conv).from_module(conv, {"weight": Record(Dense(conv.weight.data))})
+    seen = []
+    compressed.observer = seen.append
+    y = compressed(x)
+    assert torch.allclose(y, conv(x), atol=1e-5)
+    (sight,) = seen
+    assert sight.raw is x and torch.equal(sight.outputs, y.movedim(1, -1))
+    kernels = conv.weight.flatten(1).view(conv.groups, -1, conv.weight[0].numel())
+    patches = sight.inputs.view(2, conv.groups, -1, kernels.shape[-1])
+    out = torch.einsum("bgnc,goc->bgon", patches, kernels).reshape(2, conv.out_channels, -1)
+    bias = 0 if conv.bias is None else conv.bias[:, None]
+    assert torch.allclose((out + bias).reshape(y.shape), y, atol=1e-4)
+
+
+def test_patches_are_of_what_the_transform_makes():
+    conv, scale, seen = nn.Conv2d(6, 4, 3), torch.rand(6) + 0.5, []
+    record = Record(Dense(conv.weight.data), ChannelScale(scale))
+    compressed = CompressedConv2d.from_module(conv, {"weight": record})
+    compressed.observer = seen.append
+    compressed(IMAGE)
+    expected = compressed.patches(IMAGE / scale[:, None, None])
+    assert torch.allclose(seen[0].inputs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_foreseen_is_what_is_shown(name):
+    module, inputs = CASES[name][0](), CASES[name][1]()
+    slots = {n: Record(v) for n, v in slots_of(module, Dense).items()}
+    compressed, seen = twin_class(module).from_module(module, slots), []
+    compressed.observer = seen.append
+    foreseen = compressed.foresee(*inputs)
+    compressed(*inputs)
+    if foreseen is None:
+        assert name.startswith(("embedding", "experts"))
+    else:
+        assert foreseen.slot == seen[0].slot and torch.equal(foreseen.inputs, seen[0].inputs)
+        assert foreseen.outputs.numel() == 0
+
+
+def test_where_a_model_is():
+    layer = nn.Linear(4, 4, bias=False)
+    assert device_of(layer.to("meta")).type == "meta"
+    assert device_of(nn.BatchNorm1d(3, affine=False, device="meta")).type == "meta"
+    held = CompressedLinear.from_module(layer, {"weight": Record(Dense(torch.ones(4, 4)))})
+    assert device_of(nn.Sequential(nn.ReLU(), held)).type == "cpu"
+    assert device_of(nn.Sequential(held).to("meta")).type == "meta"
+    assert device_of(nn.ReLU()).type == "cpu"
+
+
+def test_experts_that_are_no_stack():
+    module = experts()
+    slots = slots_of(module, Dense)
+    records = {name: Record(value) for name, value in slots.items()}
+    records["down_proj"] = Record(Dense(module.down_proj.data))
+    with pytest.raises(UsageError, match="compute with a stack, found Dense"):
+        CompressedExperts.from_module(module, records)(*routed())

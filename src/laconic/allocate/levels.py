@@ -17,8 +17,9 @@ from laconic.allocate.options import Options
 from laconic.allocate.spaces import TableSpace, granularity
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.options import RunOptions
 from laconic.calibrate.reports import relative_error
-from laconic.calibrate.runner import RunOptions, run_layers
+from laconic.calibrate.runner import run_layers
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import CorruptFile, UsageError

@@ -1,6 +1,8 @@
 """A chain of steps: what it wants, where it is cut, and in which order layers go through it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +12,7 @@ from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.steps import Step
 from laconic.calibrate.sums import layers_by_key
 from laconic.models.layout import Layer
+from laconic.tensors.modules import Sight
 
 
 def wanted(steps: Sequence[Step]) -> list[Statistic]:
@@ -27,26 +30,55 @@ def stages(steps: Sequence[Step]) -> list[list[Step]]:
     return [stage for stage in cut if stage]
 
 
-def in_order(live: LiveBlock, run: Run) -> list[Sequence[Layer]]:
-    """Layers by common input, in the order in which a sequence reaches them; others come last."""
+@dataclass(frozen=True)
+class Order:
+    """The layers of a block in the order in which they compute.
+
+    Attributes:
+        groups: those with one input together; fused experts of a module are one group; what the first
+            sequence does not reach comes last.
+        straight: whether each module is called once, and all under the same modes of torch.
+    """
+
+    groups: list[Sequence[Layer]]
+    straight: bool
+
+
+def in_order(live: LiveBlock, run: Run) -> Order:
+    """Runs the first sequence through a block, to see in which order its layers compute."""
     by_key = layers_by_key(live.layers)
-    groups: dict[int, list[Layer]] = {}
-    with torch.inference_mode(), live.watched(live.layers) as watch, watch.trace() as trace:
+    groups: dict[Any, list[Layer]] = {}
+    modes: set[tuple[bool, bool]] = set()
+
+    def note(_: Sight) -> None:
+        modes.add(
+            (
+                torch.is_autocast_enabled(torch.device(live.device).type),
+                torch.is_inference_mode_enabled(),
+            )
+        )
+
+    with (
+        torch.inference_mode(),
+        live.watched(live.layers, on_sight=note) as watch,
+        watch.trace() as trace,
+    ):
         run(0)
         for path, sight in trace:
-            slot_level = (path, sight.slot) if sight.positions else None
-            key = id(sight.inputs) if slot_level is None else hash(slot_level)
+            key: Any = path if sight.positions else id(sight.inputs)
             for position in sight.positions or (0,):
                 groups.setdefault(key, []).append(by_key[path, sight.slot, position])
     seen: dict[str, None] = {}
     ordered: list[Sequence[Layer]] = []
     for members in groups.values():
         fresh = [la for la in dict.fromkeys(members) if la.name not in seen]
-        slots = {(la.module, la.slot) for la in fresh if la.part is not None}
+        fused = {la.module for la in fresh if la.part is not None}
         fresh += [
-            la for la in live.layers if (la.module, la.slot) in slots and la not in fresh
+            la for la in live.layers if la.module in fused and la not in fresh
         ]  # experts that the first sequence did not reach
         seen.update(dict.fromkeys(la.name for la in fresh))
         ordered += [fresh] if fresh else []
     rest = [la for la in live.layers if la.name not in seen]
-    return ordered + ([rest] if rest else [])
+    calls = [path for path, sight in trace if not sight.positions]
+    straight = len(calls) == len(set(calls)) and len(modes) <= 1
+    return Order(ordered + ([rest] if rest else []), straight)

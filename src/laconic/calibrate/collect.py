@@ -40,10 +40,9 @@ def collect(
         By layer name. A layer that no sequence reached has empty sums.
     """
     statistics = list(dict.fromkeys(wants))
-    sums = Sums(statistics, layers)
-    size = batch or torch.get_num_threads()
     if not statistics:
         return {layer.name: LayerStats(layer) for layer in layers}
+    sums = Sums(statistics, layers)
     with torch.inference_mode(), ExitStack() as stack:
         watch = stack.enter_context(live.watched(layers, outputs=sums.of_outputs))
         other = watch
@@ -59,8 +58,24 @@ def collect(
                 reference[1](sequence)
             return trace, dense
 
-        for start in range(0, len(sequences), size):
-            for trace, dense in parallel_map(traced, sequences[start : start + size]):
-                sums.add(trace, dense)
-            sums.run()
+        return gather(sums, traced, sequences, batch)
+
+
+def gather(
+    sums: Sums, traced: Callable[[int], tuple[Trace, Trace | None]], sequences: Sequence[int],
+    batch: int = 0,
+) -> dict[str, LayerStats]:  # fmt: skip
+    """Sums what `traced` says of each sequence (and of it in the dense model), in their order.
+
+    Args:
+        sums: empty.
+        traced: what the layers multiply.
+        sequences: their numbers.
+        batch: traces in memory at a time; one for each thread by default.
+    """
+    size = batch or torch.get_num_threads()
+    for start in range(0, len(sequences), size):
+        for trace, dense in parallel_map(traced, sequences[start : start + size]):
+            sums.add(trace, dense)
+        sums.run()
     return sums.of_layers()

@@ -1,16 +1,17 @@
 """The error of layers on inputs that nothing was fitted to, measured while sequences pass by."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from laconic.calibrate.live import LiveBlock, Trace
+from laconic.calibrate.live import LiveBlock, Trace, Watch
+from laconic.calibrate.stream import Spectator
 from laconic.calibrate.sums import layers_by_key
 from laconic.models.layout import Layer
+from laconic.numerics.parallel import parallel_map
 
 ROWS = 1024  # of a layer, evenly spread, on which its error is measured: bounds the memory
 SUMS = torch.float64
@@ -20,40 +21,45 @@ class HeldOut:
     """Sums `||(W - W') x||^2` and `||W x||^2` of every layer of a compressed block.
 
     Args:
-        live: the block, compressed.
+        live: the block.
         sequences: numbers of those to measure on.
     """
 
     def __init__(self, live: LiveBlock, sequences: Sequence[int]) -> None:
-        self._live, self._sequences = live, set(sequences)
+        self._live, self.sequences = live, frozenset(sequences)
         self._by_key = layers_by_key(live.layers)
         self._lost: dict[int, dict[str, Tensor]] = {}
-        self._pairs = {layer.name: _difference(live, layer) for layer in live.layers}
-        self._stack = ExitStack()
+        self._pairs: dict[str, Tensor] = {}
 
-    def __enter__(self) -> Self:
-        self._watch = self._stack.enter_context(
-            self._live.watched(self._live.layers, outputs=False)
-        )
-        return self
+    @contextmanager
+    def watching(self) -> Iterator["Spectator"]:
+        """For sequences that pass through the whole block, compressed, while inside."""
+        with self._live.watched(self._live.layers, outputs=False) as watch, self._of(None):
+            yield _Visitor(self, watch)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def measure(
+        self, layers: Sequence[Layer], look: Callable[[int], Trace], there: Collection[int]
     ) -> None:
-        self._stack.close()
-        self._pairs.clear()
+        """Measures some of the layers, which are compressed now, on what each sequence brings them.
 
-    def visit(self, sequence: int, forward: Callable[[], Any]) -> Any:
-        """Runs a sequence, and measures on it if it is one of those."""
-        if sequence not in self._sequences:
-            return forward()
-        with self._watch.trace() as trace:
-            out = forward()
-        self._lost[sequence] = self._measure(trace)
-        return out
+        Args:
+            layers: to measure.
+            look: what they multiply of a sequence.
+            there: numbers of those that reach them.
+        """
+        with self._of(layers):
+            parallel_map(lambda s: self.add(s, look(s)), sorted(self.sequences.intersection(there)))
+
+    def add(self, sequence: int, trace: Trace) -> None:
+        """Measures on one sequence; call it within `watching` or `measure`."""
+        self._lost.setdefault(sequence, {}).update(self._measure(trace))
+
+    @contextmanager
+    def _of(self, layers: Sequence[Layer] | None) -> Iterator[None]:
+        chosen = self._live.layers if layers is None else layers
+        self._pairs = {layer.name: _difference(self._live, layer) for layer in chosen}
+        yield
+        self._pairs = {}
 
     def error(self, layer: Layer) -> float | None:
         """Lost over all energy; None for a layer that no sequence reached."""
@@ -71,18 +77,32 @@ class HeldOut:
             x = sight.inputs.reshape(-1, sight.inputs.shape[-1]).float()
             for position in sight.positions or (0,):
                 name = self._by_key[path, sight.slot, position].name
-                pair = torch.stack(
-                    [(x @ part.T).square().sum(dtype=SUMS) for part in self._pairs[name]]
-                )
+                both = (x @ self._pairs[name].T).square_().sum(dim=0).to(SUMS)
+                pair = both.view(2, -1).sum(dim=1)
                 sums[name] = sums[name] + pair if name in sums else pair
         return sums
 
 
-def _difference(live: LiveBlock, layer: Layer) -> tuple[Tensor, Tensor]:
-    """`W - W'` and `W` (rows, in), fp32, as they stand behind the layer's input transform."""
+class _Visitor:
+    """Looks on while sequences pass."""
+
+    def __init__(self, heldout: HeldOut, watch: Watch) -> None:
+        self._heldout, self._watch = heldout, watch
+        self.sequences = heldout.sequences
+
+    def visit(self, sequence: int, forward: Callable[[], Any]) -> Any:
+        """Runs a sequence, and measures on it."""
+        with self._watch.trace() as trace:
+            out = forward()
+        self._heldout.add(sequence, trace)
+        return out
+
+
+def _difference(live: LiveBlock, layer: Layer) -> Tensor:
+    """`W - W'` over `W` (2 rows, in), fp32, as they stand behind the layer's input transform."""
     record, weight = live.record(layer), live.weight(layer).float()
     if record.transform is not None and layer.part is None:
         weight = record.transform.fold(weight)
     step = -(-weight.shape[0] // ROWS)
     weight = weight.flatten(1)[::step]
-    return weight - record.weight.dense(torch.float32).flatten(1)[::step], weight
+    return torch.cat([weight - record.weight.dense(torch.float32).flatten(1)[::step], weight])

@@ -47,9 +47,9 @@ class StatisticsLibrary:
             )
 
     def get(
-        self, block: str, layers: Sequence[Layer], wants: Sequence[Statistic]
+        self, block: str, layers: Sequence[Layer], wants: Sequence[Statistic], device: str = "cpu"
     ) -> dict[str, LayerStats] | None:
-        """What is known of the layers of `block`; None if anything that is wanted is not.
+        """What is known of the layers of `block`, on `device`; None if anything that is wanted is not.
 
         Raises:
             CorruptFile: the block's file is damaged.
@@ -71,7 +71,7 @@ class StatisticsLibrary:
                     return None
                 if (owner, statistic.key) not in counts:
                     sums = {
-                        name.rpartition("|")[2]: read_tensor(entry)
+                        name.rpartition("|")[2]: read_tensor(entry).to(device)
                         for name, entry in entries.items()
                         if name.startswith(f"{owner}|") and not name.endswith(("|count", "|owner"))
                     }

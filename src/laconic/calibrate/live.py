@@ -17,12 +17,11 @@ from laconic.errors import BadWeights
 from laconic.models.layout import Block, Layer
 from laconic.models.source import ModelSource, structure_of
 from laconic.tensors import CompressedTensor, Dense, Stacked
-from laconic.tensors.modules import CompressedModule, Observer, Sight
+from laconic.tensors.modules import NOTHING, CompressedModule, Observer, Sight
 from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
 Key = tuple[str, str, int]  # module, slot, position in a fused parameter (0 where there is one)
-NOTHING = torch.empty(0)
 Trace = list[tuple[str, Sight]]  # what each watched module multiplied, in order: (module, sight)
 
 
@@ -94,7 +93,7 @@ class LiveBlock:
         self._records[layer.module, layer.slot] = self._assemble(
             layer.module, layer.slot, record.transform, record.activation
         )
-        module = self._compressed(layer.module)
+        module = self.computing(layer.module)
         module.records[layer.slot] = self._records[layer.module, layer.slot]
 
     def slots(self) -> dict[str, dict[str, Record]]:
@@ -120,19 +119,20 @@ class LiveBlock:
         `on_sight` is called with each before it is kept. Without `outputs` only inputs are kept.
         """
         paths = dict.fromkeys(layer.module for layer in layers)
-        watch = Watch({path: self._compressed(path) for path in paths}, on_sight, outputs)
+        watch = Watch({path: self.computing(path) for path in paths}, on_sight, outputs)
         try:
             yield watch
         finally:
             watch.close()
 
-    def _inside(self, path: str) -> str:
-        return "block" + path.removeprefix(self.block.name)
-
-    def _compressed(self, path: str) -> CompressedModule:
+    def computing(self, path: str) -> CompressedModule:
+        """The module that computes with the layers of the model's module at `path`."""
         module = self._holder.get_submodule(self._inside(path))
         assert isinstance(module, CompressedModule)
         return module
+
+    def _inside(self, path: str) -> str:
+        return "block" + path.removeprefix(self.block.name)
 
     def _dense_slots(self) -> dict[str, dict[str, Record]]:
         for layer in self.layers:

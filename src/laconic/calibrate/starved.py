@@ -9,16 +9,16 @@ from laconic.calibrate.statistics import SUMS, Collected, InputNorm, SecondMomen
 from laconic.models.layout import Layer
 
 
-def feed(stats: Mapping[str, LayerStats]) -> None:
+def feed(stats: Mapping[str, LayerStats], device: str = "cpu") -> None:
     """Fills up the sums of starved layers, in place, and notes it for the report.
 
     An expert that saw fewer positions than it has inputs gets the mean of all experts of its kind in
     the block for what it lacks. A table that is looked up, not multiplied, counts as having
-    uncorrelated inputs.
+    uncorrelated inputs; its sums are made on `device`.
     """
     for found in stats.values():
         if found.layer.kind == "embedding":
-            _look_up(found)
+            _look_up(found, device)
     kinds: dict[tuple[str, str], list[LayerStats]] = {}
     for found in stats.values():
         if found.layer.kind == "expert":
@@ -52,12 +52,13 @@ def _share(members: list[LayerStats], statistic: Statistic) -> None:
         member.collected = {**member.collected, statistic: filled[id(own)]}
 
 
-def _look_up(found: LayerStats) -> None:
+def _look_up(found: LayerStats, device: str) -> None:
     width = found.layer.shape[1]
     sums = {
-        SecondMoment(): {"moment": torch.eye(width, dtype=SUMS)},
+        SecondMoment(): {"moment": torch.eye(width, dtype=SUMS, device=device)},
         InputNorm(): {
-            "sum": torch.zeros(width, dtype=SUMS), "square": torch.ones(width, dtype=SUMS)
+            "sum": torch.zeros(width, dtype=SUMS, device=device),
+            "square": torch.ones(width, dtype=SUMS, device=device),
         },
     }  # fmt: skip
     known = {s: Collected(s, 1, sums[s]) for s in found.collected if s in sums}

@@ -6,12 +6,12 @@ Where each block takes what the one before it gave, only the hidden states are k
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from threading import local
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -26,9 +26,24 @@ from laconic.numerics.parallel import one_thread, parallel_map
 from laconic.tensors.dtypes import to_raw
 
 Inputs = Sequence[dict[str, Tensor]]  # one sequence each, batch dimension 1
-Visit = Callable[
-    [int, Callable[[], Any]], Any
-]  # of a sequence and what runs it; returns its result
+
+
+Mapper = Callable[[Callable[[int], None], Sequence[int]], Any]  # calls a function with each number
+
+
+class Spectator(Protocol):
+    """Who looks on while sequences pass through a block.
+
+    Attributes:
+        sequences: numbers of those that it looks at.
+    """
+
+    @property
+    def sequences(self) -> Collection[int]: ...
+
+    def visit(self, sequence: int, forward: Callable[[], Any]) -> Any:
+        """Calls `forward`, which runs the sequence, and returns what it returned."""
+        ...
 
 
 class Stream(ABC):
@@ -41,8 +56,22 @@ class Stream(ABC):
         """Takes a sequence through `block`, in the place of block `number`."""
 
     @abstractmethod
-    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
-        """Leaves all sequences behind `block`. `visit(sequence, forward)` may look on."""
+    def advance(
+        self,
+        number: int,
+        block: nn.Module,
+        spectator: Spectator | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Leaves all sequences behind `block`.
+
+        Args:
+            number: of the block whose place it has.
+            block: computes.
+            spectator: looks on.
+            last: nobody will ask what lies behind: only what the spectator looks at is run.
+        """
 
     def resume(self, number: int) -> bool:
         """Stands before block `number`, where an interrupted run had come; false if it cannot."""
@@ -85,22 +114,48 @@ class SequentialStream(Stream):
         self.count = len(inputs)
         self._local = local()  # several threads may finish sequences
 
+    def held_bytes(self, width: int) -> int:
+        """What all sequences hold inside a block at most, in fp32: what came in, and twice `width`."""
+        shapes = [self._states.get(sequence).shape for sequence in range(self.count)]
+        return sum(4 * (shape.numel() // shape[-1]) * (shape[-1] + 2 * width) for shape in shapes)
+
     def run(self, number: int, block: nn.Module, sequence: int) -> Tensor:
         given = self._calls[sequence][number]
         hidden = self._states.get(sequence).to(self._device)
         return _hidden(block(hidden, *given.args, **given.kwargs))
 
-    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
+    def advance(
+        self,
+        number: int,
+        block: nn.Module,
+        spectator: Spectator | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
+        if last:
+            _look(spectator, lambda sequence: self.run(number, block, sequence))
+            return
         after = States.new(self._folder, f"{self._name}-{number + 1}")
 
         def move(sequence: int) -> None:
-            def forward() -> Tensor:
-                return self.run(number, block, sequence)
-
-            out: Tensor = forward() if visit is None else visit(sequence, forward)
+            forward = partial(self.run, number, block, sequence)
+            looks = spectator is not None and sequence in spectator.sequences
+            out = spectator.visit(sequence, forward) if spectator and looks else forward()
             after.put(sequence, out.cpu())
 
         parallel_map(move, range(self.count))
+        self._states = after
+
+    def walk(self, number: int, block: nn.Module, each: Mapper, *, last: bool = False) -> None:
+        """Leaves all sequences behind `block`, which `each` takes through it in a way of its own."""
+        after = States.new(None if last else self._folder, f"{self._name}-{number + 1}")
+
+        def move(sequence: int) -> None:
+            out = self.run(number, block, sequence)
+            if not last:
+                after.put(sequence, out.cpu())
+
+        each(move, range(self.count))
         self._states = after
 
     def resume(self, number: int) -> bool:
@@ -150,10 +205,16 @@ class WholeStream(Stream):
             self._outline.set_submodule(self._paths[number], block)
         return call(self._outline, self._inputs[sequence], self._device)
 
-    def advance(self, number: int, block: nn.Module, visit: Visit | None = None) -> None:
+    def advance(
+        self,
+        number: int,
+        block: nn.Module,
+        spectator: Spectator | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
         self._outline.set_submodule(self._paths[number], block)
-        if visit is not None:
-            parallel_map(lambda s: visit(s, lambda: self.run(number, block, s)), range(self.count))
+        _look(spectator, lambda sequence: self.run(number, block, sequence))
 
     def fork(self) -> "WholeStream":
         twin = structure_of(self._outline)
@@ -199,6 +260,12 @@ def open_stream(
             calls.append([_interned(call, pool) for call in recorder.calls])
     recorder.close()
     return SequentialStream(source, inputs, device, calls, states, folder)
+
+
+def _look(spectator: Spectator | None, run: Callable[[int], Any]) -> None:
+    """Runs what the spectator looks at, and nothing else."""
+    if spectator is not None:
+        parallel_map(lambda s: spectator.visit(s, lambda: run(s)), sorted(spectator.sequences))
 
 
 class _Stop(Exception):

@@ -24,7 +24,7 @@ from laconic.cli._common import (
 from laconic.errors import UsageError
 
 if TYPE_CHECKING:
-    from laconic.calibrate.runner import RunOptions
+    from laconic.calibrate.options import RunOptions
     from laconic.compression import CompressionReport
 
 
@@ -38,6 +38,7 @@ class Inputs(StrEnum):
 class Order(StrEnum):
     """Which layers of a block are compressed together."""
 
+    auto = "auto"
     block = "block"
     layer = "layer"
 
@@ -86,8 +87,10 @@ def compress(
     ] = Inputs.compressed,
     order: Annotated[
         Order,
-        typer.Option(help="Compress a block's layers together, or those with one input at a time."),
-    ] = Order.block,
+        typer.Option(
+            help="Compress a block's layers together, or those with one input at a time; auto: the latter where memory allows."
+        ),
+    ] = Order.auto,
     statistics: Annotated[
         Path | None,
         typer.Option(
@@ -130,7 +133,7 @@ def compress(
 
     entries = [find(str(link["method"])) for link in chain]
     quiet_libraries()
-    from laconic.calibrate.runner import RunOptions
+    from laconic.calibrate.options import RunOptions
     from laconic.compression import compress as run
 
     methods = [e.load().from_settings(li.get("settings") or {}) for e, li in zip(entries, chain)]

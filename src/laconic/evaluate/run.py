@@ -169,11 +169,11 @@ def _against(
     inputs = {name: value[:1].to(device) for name, value in batch[0].items()}
 
     def runner(model: nn.Module) -> Any:
-        call = (
-            (lambda: model(**inputs))
-            if hasattr(model, "config")
-            else (lambda: model(*inputs.values()))
-        )
+        def call() -> None:
+            _ = model(**inputs) if hasattr(model, "config") else model(*inputs.values())
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+
         return torch.inference_mode()(call)
 
     summary = paired(losses)

@@ -15,6 +15,7 @@ from laconic.errors import DataError, UnsupportedModel
 from laconic.measure.counts import Counts, ParameterCounts
 from laconic.measure.recorder import Recorder
 from laconic.models.source import ModelSource, structure_of
+from laconic.tensors.modules import device_of
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -41,7 +42,7 @@ def count(model: nn.Module | ModelSource, inputs: Inputs) -> Counts:
     """
     module = model.skeleton if isinstance(model, ModelSource) else model
     tensors = [*module.parameters(), *module.buffers()]
-    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    device = device_of(module)
     if any(tensor.device.type == "meta" for tensor in tensors):
         device = torch.device("meta")
         module = structure_of(module).to(device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import DataError, UsageError
+from laconic.tensors.modules import device_of
 
 PRECISION = torch.float32  # of the noise
 TOKENS = 64
@@ -121,7 +122,7 @@ def generate(
     rows = [row.reshape(-1) for row in prompts]
     if not rows or not all(len(row) for row in rows):
         raise DataError("there is nothing to go on from: give at least one token a prompt")
-    device = next(model.parameters()).device
+    device = device_of(model)
     samples = torch.empty(len(rows), tokens, dtype=torch.long)
     for places in _batches(rows, 1 if device.type == "cpu" else batch):
         given = torch.stack([rows[place] for place in places]).to(device)

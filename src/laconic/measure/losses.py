@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from laconic.calibrate.data import Labelled
 from laconic.errors import DataError
 from laconic.numerics.parallel import parallel_map
+from laconic.numerics.precision import exact_products
 from laconic.progress import SILENT, Progress
 
 Batch = tuple[
@@ -63,6 +64,7 @@ def labelled_batches(data: Labelled, batch: int) -> list[Batch]:
     return [(part.inputs, part.labels.unsqueeze(1)) for part in data.batches(batch)]
 
 
+@exact_products()
 @torch.inference_mode()
 def measure_losses(
     model: nn.Module, batches: Iterable[Batch],

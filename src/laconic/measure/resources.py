@@ -17,9 +17,17 @@ def stored_bytes(folder: Path) -> int:
 
 def resident_bytes(model: nn.Module) -> int:
     """What the weights of `model` occupy: parameters, buffers, compressed values; shared ones once."""
-    tensors = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
     compressed = [m.resident_bytes for m in model.modules() if isinstance(m, CompressedModule)]
-    return sum(tensors.values()) + sum(compressed)
+    parts: dict[object, dict[tuple[int, int], int]] = {}  # by storage: where a tensor is in it
+    whole: dict[object, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storage = tensor.untyped_storage()
+        key = id(tensor) if tensor.is_meta else (tensor.device, storage.data_ptr())
+        where = int(tensor.storage_offset()), tensor.nbytes
+        parts.setdefault(key, {})[where] = tensor.nbytes
+        whole[key] = storage.nbytes()
+    held = sum(min(whole[key], sum(found.values())) for key, found in parts.items())
+    return held + sum(compressed)
 
 
 def peak_rss_bytes() -> int:

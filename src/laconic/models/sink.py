@@ -76,7 +76,8 @@ class MemorySink(Sink):
         self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
 
     def put_module(self, path: str, slots: Mapping[str, Record]) -> dict[str, int]:
-        replace_module(self.model, path, slots)
+        device = self.model.get_submodule(path).get_parameter(next(iter(slots))).device
+        replace_module(self.model, path, slots).to(device)
         tie_heads(self.model)
         return {name: record.weight.stored_bytes for name, record in slots.items()}
 

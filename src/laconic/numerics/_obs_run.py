@@ -214,6 +214,7 @@ def _fix_torch(
     keep: Tensor, n: int, m: int, codes: Tensor, values: Tensor, errors: Tensor,
 ) -> None:  # fmt: skip
     """`_fix` on any device, with the same roundings."""
+    owner = group_of.tolist()  # once: an index on a GPU would be waited for
     for j in range(len(w)):
         if n < m and j % m == 0:
             score = (w[j : j + m] / u.diagonal()[j : j + m, None]).square()
@@ -222,7 +223,7 @@ def _fix_torch(
             keep[j : j + m].scatter_(0, least, False)
         q = w[j]
         if scale.numel():
-            s, z = scale[group_of[j]], zero[group_of[j]]
+            s, z = scale[owner[j]], zero[owner[j]]
             code = ((q / s).round() + z).clamp(low, high)
             code = torch.where(keep[j], code, z) if keep.numel() else code
             codes[j] = code.to(torch.uint8)

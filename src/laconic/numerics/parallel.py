@@ -7,6 +7,7 @@ threads. Here whole tasks are given to workers instead, so that no sum depends o
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -56,6 +57,8 @@ def parallel_map(
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return function(task)
 
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        _load_cuda_factorisations()
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     try:
         futures = [pool.submit(call, task) for task in tasks]
@@ -63,3 +66,9 @@ def parallel_map(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+
+
+@cache
+def _load_cuda_factorisations() -> None:
+    """Torch loads them at the first call, which two threads must not make at the same time."""
+    torch.linalg.inv(torch.eye(1, device="cuda"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from laconic.tensors.modules import CompressedModule, Slot, as_parameter
+from laconic.tensors.modules import NOTHING, CompressedModule, Sight, Slot, as_parameter
 
 
 class _CompressedConv(CompressedModule):
@@ -58,12 +58,17 @@ class _CompressedConv(CompressedModule):
         self.show(x, self.patches(inputs), last)
         return last.movedim(-1, self.channels)
 
+    def foresee(self, x: Tensor) -> Sight:
+        """See `CompressedModule.foresee`."""
+        return Sight("weight", (), NOTHING, self.patches(self.transformed(x)), NOTHING)
+
     def patches(self, x: Tensor) -> Tensor:
         """What each output position multiplies, (B, positions, in / groups * k...).
 
-        With more than one group the groups' patches stand one after the other as positions: each
+        An image without a batch counts as one of one. With more than one group the groups' patches stand one after the other as positions: each
         group's kernels are of one shape, and a statistic over them is pooled.
         """
+        x = x if x.ndim == 1 - self.channels else x[None]
         if self.pad is not None:
             x = F.pad(x, self.pad[0], mode=self.pad[1])
         kernel, flat = self.weight.shape[2:], self.channels == -2

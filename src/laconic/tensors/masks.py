@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Self
 
 import numpy as np
@@ -257,8 +257,10 @@ class ChannelMask(Mask):
         """From the rows and columns that are kept, bool; all where None."""
         if len(shape) < 2:
             raise UsageError(f"a tensor of shape {tuple(shape)} has no rows and columns")
-        keep_rows = torch.ones(shape[0], dtype=torch.bool) if rows is None else rows.bool()
-        keep_columns = torch.ones(shape[1], dtype=torch.bool) if columns is None else columns.bool()
+        given = rows if rows is not None else columns
+        all_ = partial(torch.ones, dtype=torch.bool, device=None if given is None else given.device)
+        keep_rows = all_(shape[0]) if rows is None else rows.bool()
+        keep_columns = all_(shape[1]) if columns is None else columns.bool()
         counts = (int(keep_rows.sum()), int(keep_columns.sum()))
         return cls(torch.Size(shape), keep_rows, keep_columns.to(keep_rows.device), counts)
 

@@ -17,6 +17,7 @@ from laconic.errors import CorruptFile
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.stored import Record, decode_record, encode
 
+NOTHING = torch.empty(0)
 Slot = Record | int  # a value, or the byte length of the blob that will bring it
 
 
@@ -125,6 +126,10 @@ class CompressedModule(nn.Module):
         if self.observer is not None:
             self.observer(Sight(slot, positions, raw, inputs, outputs))
 
+    def foresee(self, *args: Any, **kwargs: Any) -> Sight | None:
+        """What `forward` would show, without outputs and without multiplying; None where it cannot tell."""
+        return None
+
     def extra_repr(self) -> str:
         """What the module holds, for `print(model)`."""
         held = [f"{n}={v.format} {list(v.shape)}" for n, v in self.values.items()]
@@ -196,6 +201,10 @@ class CompressedLinear(CompressedModule):
         self.show(x, inputs, y)
         return y
 
+    def foresee(self, x: Tensor) -> Sight:
+        """See `CompressedModule.foresee`."""
+        return Sight("weight", (), NOTHING, self.transformed(x), NOTHING)
+
 
 class CompressedEmbedding(CompressedModule):
     """`nn.Embedding` with a compressed table; only the rows asked for are decoded.
@@ -248,6 +257,17 @@ class TiedEmbedding(nn.Module):
         """Rows (*index.shape, dim)."""
         rows: Tensor = self.__dict__["embedding"](index)
         return rows
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter, buffer or compressed value is; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    for module in model.modules():
+        if isinstance(module, CompressedModule):
+            for value in module.values.values():
+                return value.device
+    return torch.device("cpu")
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 
 from laconic.errors import UsageError
 from laconic.progress import SILENT, Progress
+from laconic.tensors.modules import device_of
 from laconic.tune import checkpoint as checkpoints
 from laconic.tune.batches import Batches, InOrder, mixed, to_device
 from laconic.tune.precision import Precision, products, resolve
 from laconic.tune.schedules import Schedule, constant
-from laconic.tune.state import Callback, Diverged, History, TrainState, device_of, kept_modes
+from laconic.tune.state import Callback, Diverged, History, TrainState, kept_modes
 
 Loss = Callable[[nn.Module, Any], Tensor]  # of the model and a batch: a mean, without dimensions
 Factory = Callable[[list[nn.Parameter]], Optimizer]

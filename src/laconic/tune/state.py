@@ -114,9 +114,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with kept_modes(model), torch.no_grad():
         model.eval()
         yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer is; the CPU where it has none."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
