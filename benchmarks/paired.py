@@ -1,6 +1,7 @@
 """Methods beside each other: calibrated on training data, measured on the same held-out windows."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,20 @@ def dense(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def compressed(
-    bench: Bench, model: str, method: LayerMethod, budget: str | None = None
-) -> dict[str, Any]:
-    """Sizes, zeros and losses of the model after `method`, reloaded from its files."""
+    bench: Bench, model: str, methods: LayerMethod | Sequence[LayerMethod],
+    budget: str | None = None, *, change: Callable[[str, Path], Path] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Sizes, zeros and losses of the model after `methods`, reloaded from its files.
+
+    `change` writes another form of the model into a folder first, which is compressed instead.
+    """
+    chain = (methods,) if isinstance(methods, LayerMethod) else tuple(methods)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        data = None if method.needs is Needs.NOTHING else training_data(bench, model)
-        report = laconic.compress(model, method, data, out=out, budget=budget).report
+        needs = any(method.needs is not Needs.NOTHING for method in chain)
+        data = training_data(bench, model) if needs else None
+        source = change(model, Path(folder) / "changed") if change else model
+        report = laconic.compress(source, chain, data, out=out, budget=budget).report
         loaded = laconic.load(out, dtype=torch.float32)
         zeros = [(int((v == 0).sum()), list(v.shape)) for v in _pruned(loaded)]
         return {

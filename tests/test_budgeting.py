@@ -6,13 +6,27 @@ import torch
 from torch import nn
 
 from laconic.allocate.budget import Budget
-from laconic.budgeting import measure_options, options_of, plan_budget, untouched_bytes
+from laconic.budgeting import (
+    measure_options,
+    options_of,
+    output_error,
+    plan_budget,
+    untouched_bytes,
+)
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.statistics import (
+    AbsMax,
+    Collected,
+    InputNorm,
+    Observation,
+    SecondMoment,
+)
 from laconic.compression import compress
 from laconic.errors import BadWeights, BudgetError, DataError
 from laconic.measure.flops import count, count_parameters
 from laconic.models.huggingface import HuggingFaceSource
+from laconic.models.layout import Layer
 from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
 from laconic.planning import OptionTable, Plan, PlannedStep, planned_steps
@@ -20,6 +34,7 @@ from laconic.prune.magnitude import Magnitude
 from laconic.quantize.rtn import RTN
 from laconic.tensors import Dense
 from laconic.tensors.stored import Record
+from laconic.tensors.transforms import ChannelScale
 from tests.models.tiny import TINY
 
 ALL = ("embeddings", "rest")
@@ -262,3 +277,47 @@ class TestSamples:
         for number in (0, 5, len(table.options) - 1):
             stored = table.options[number][0].compress_weight(weight).stored_bytes
             assert table.cost[0, number] == pytest.approx(stored, rel=0.03)
+
+
+class TestErrorOfOptions:
+    """The error by which options of a layer are compared."""
+
+    def stats(self, x, *statistics):
+        layer = Layer("l", "l", "weight", torch.Size((4, 8)), "linear", False, None)
+        sums = {s: Collected(s) for s in statistics}
+        seen = Observation(x, None)
+        for collected in sums.values():
+            for task in collected.tasks(seen):
+                task()
+        return LayerStats(layer, sums)
+
+    def test_norms_alone_count_as_uncorrelated_inputs(self):
+        weight, x = torch.randn(4, 8), torch.randn(50, 8) * torch.arange(1, 9)
+        value = Dense(weight + torch.randn(4, 8) / 10)
+        squares = x.double().square().mean(0)
+        lost = (value.dense() - weight).double()
+        expected = (lost.square() @ squares).sum() / (weight.double().square() @ squares).sum()
+        assert output_error(weight, value, self.stats(x, InputNorm())) == pytest.approx(
+            expected.item()
+        )
+        both = output_error(weight, value, self.stats(x, InputNorm(), SecondMoment()))
+        outputs = (x @ lost.float().T).square().sum() / (x @ weight.T).square().sum()
+        assert both == pytest.approx(outputs.item(), rel=1e-4)
+        plain = output_error(weight, value, self.stats(x))
+        assert plain == pytest.approx(
+            (lost.square().sum() / weight.square().sum()).item(), rel=1e-4
+        )
+
+    def test_behind_a_transform(self):
+        x, scale = torch.randn(50, 8), ChannelScale(torch.rand(8) + 0.5)
+        found = self.stats(x, InputNorm(), SecondMoment(), AbsMax()).behind(scale)
+        there = self.stats(scale(x), InputNorm(), SecondMoment())
+        for statistic in (InputNorm(), SecondMoment()):
+            for name, value in there[statistic].items():
+                if name != "moment":
+                    torch.testing.assert_close(found[statistic][name], value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.mean(SecondMoment()), there.mean(SecondMoment()), rtol=1e-4, atol=1e-4
+        )
+        with pytest.raises(DataError, match="extremes behind a channel scale cannot be told"):
+            found[AbsMax()]

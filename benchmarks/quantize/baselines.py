@@ -7,21 +7,14 @@ of the paired difference of their losses is below 0.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import laconic
 from benchmarks.bench import Bench
-from laconic.calibrate.data import Labelled
-from laconic.calibrate.inputs import Subject, read_inputs
-from laconic.evaluate.run import QUICK
-from laconic.measure.losses import labelled_batches, language_batches, measure_losses
-from laconic.measure.paired import bootstrap
+from benchmarks.paired import compressed, dense, difference, quality, spelt
 from laconic.method import LayerMethod
 from laconic.models.layout import find_blocks
 from laconic.quantize.activations import Activations
@@ -33,8 +26,6 @@ from laconic.quantize.rtn import RTN
 from laconic.quantize.smoothquant import SmoothQuant
 
 Chain = list[LayerMethod]
-TRAINING_DATA = {"bert": "sst2/train.tsv", "vit": "vision/cifar10-train.tar"}
-BATCH = 8
 OUTLIERS, FACTOR = 6, 16  # channels behind each norm, and what they are multiplied by
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 #: In a block, the norms and the layers that each of them feeds.
@@ -109,12 +100,12 @@ def prove(bench: Bench) -> None:
         if _kind(model) in NORMS:
             rows += _compare(bench, f"{name} with outliers", model, PLANTED, PLANTED_CLAIMS)
     columns = [
-        "model", "method", "stored bits", "resident bits", "excess nats", "95 %", "accuracy",
+        "model", "method", "stored bits", "resident bits", "quality", "excess nats", "95 %",
         "layer error", "s",
     ]  # fmt: skip
     bench.table(
-        "weights in groups of 64 unless they are per row; excess loss against the dense model; layer "
-        "error on held-out inputs of the calibration data (of the weights where none was used)",
+        "weights in groups of 64 unless they are per row; quality is perplexity, or accuracy of the "
+        "classifiers; excess loss against the dense model; layer error on held-out inputs of the calibration data (of the weights where none was used)",
         columns, rows,
     )  # fmt: skip
     bench.note(
@@ -134,68 +125,31 @@ def _compare(
     claims: Sequence[tuple[str, str]],
 ) -> list[list[Any]]:  # fmt: skip
     """Runs `chains` on a model, checks `claims`, returns rows of the table."""
-    dense = bench.cached(f"dense {name}", lambda: _losses(bench, model, Path(model)))
+    whole = bench.cached(f"dense {name}", lambda: dense(bench, model))
+    change = _plant if "outliers" in name else None
     runs = {
         label: bench.cached(
-            f"{label} {name}", lambda c=chain: _run(bench, model, c, "outliers" in name)
+            f"{label} {name}", lambda c=chain: compressed(bench, model, c, change=change)
         )
         for label, chain in chains.items()
     }
-    excess = {label: _difference(run, dense) for label, run in runs.items()}
+    excess = {label: difference(run, whole) for label, run in runs.items()}
     for ours, theirs in claims:
-        _, low, high = _difference(runs[ours], runs[theirs])
+        found = difference(runs[ours], runs[theirs])
         bench.check(
-            f"{name}: {ours} < {theirs}", high < 0,
-            ours=excess[ours][0], theirs=excess[theirs][0], low=low, high=high,
+            f"{name}: {ours} < {theirs}", found["verdict"] == "better",
+            ours=excess[ours]["difference"], theirs=excess[theirs]["difference"],
+            low=found["low"], high=found["high"],
             stored=f"{runs[ours]['bits']:.2f}/{runs[theirs]['bits']:.2f}",
-            resident=f"{runs[ours]['resident']:.2f}/{runs[theirs]['resident']:.2f}",
+            resident=f"{runs[ours]['resident_bits']:.2f}/{runs[theirs]['resident_bits']:.2f}",
         )  # fmt: skip
     return [
         [
-            name, label, run["bits"], run["resident"], excess[label][0],
-            f"[{excess[label][1]:+.4f}, {excess[label][2]:+.4f}]", run["accuracy"], run["error"],
-            run["seconds"],
+            name, label, run["bits"], run["resident_bits"], quality(run), excess[label]["difference"],
+            spelt(excess[label]), run["error"], run["seconds"],
         ]
         for label, run in runs.items()
     ]  # fmt: skip
-
-
-def _run(bench: Bench, model: str, chain: Chain, planted: bool) -> dict[str, Any]:
-    """Compresses, reloads and measures."""
-    wants = any(method.wants for method in chain)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        data = _training_data(bench, model) if wants else None
-        source = _plant(model, Path(folder) / "planted") if planted else model
-        report = laconic.compress(source, chain, data, out=out).report
-        measured = _losses(bench, model, out)
-    weights = sum(layer["weights"] for layer in report.layers)
-    return {
-        **measured,
-        "bits": report.bits_per_weight,
-        "resident": report.resident_bits_per_weight,
-        "error": sum(la["error"] * la["weights"] for la in report.layers) / weights,
-        "seconds": report.seconds,
-    }
-
-
-def _losses(bench: Bench, model: str, path: Path) -> dict[str, Any]:
-    """Losses of the model at `path`, which `model` became, window by window (example by example)."""
-    loaded = laconic.load(path)
-    nn.Module.float(loaded)
-    data = read_inputs(bench.data_for(model), Subject(loaded, Path(model)), _limit(bench, model))
-    if isinstance(data, Labelled):
-        kept = data.first(QUICK["labelled"]) if bench.slice == "quick" else data
-        batches = labelled_batches(kept, BATCH)
-    else:
-        kept = data[: QUICK["text"]] if bench.slice == "quick" else data
-        batches = language_batches(kept, BATCH)
-    found = measure_losses(loaded.eval(), batches)
-    return {
-        "nll": found.nll.tolist(),
-        "predictions": found.predictions.tolist(),
-        "accuracy": (found.correct.sum() / found.predictions.sum()).item(),
-    }
 
 
 def _plant(model: str, out: Path) -> Path:
@@ -224,26 +178,3 @@ def _plant(model: str, out: Path) -> Path:
 def _kind(model: str) -> str:
     config = Path(model) / "config.json"
     return str(json.loads(config.read_text()).get("model_type")) if config.is_file() else ""
-
-
-def _limit(bench: Bench, model: str) -> int | None:
-    if bench.slice == "full":
-        return None
-    return QUICK["text" if model in bench.language_models().values() else "labelled"]
-
-
-def _training_data(bench: Bench, model: str) -> Path:
-    kind = next((k for k in TRAINING_DATA if Path(model).name.startswith(k)), None)
-    return bench.data / (TRAINING_DATA[kind] if kind else "text/train.txt")
-
-
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, float]:
-    """Mean loss of ours minus theirs, nats, and its interval."""
-    values = _values(ours, "nll") - _values(theirs, "nll")
-    predictions = _values(ours, "predictions")
-    low, high = bootstrap(values, predictions)
-    return (values.sum() / predictions.sum()).item(), low, high
-
-
-def _values(run: dict[str, Any], name: str) -> Tensor:
-    return torch.tensor(run[name], dtype=torch.float64)

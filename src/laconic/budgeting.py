@@ -15,7 +15,7 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.options import RunOptions
 from laconic.calibrate.reports import relative_error
 from laconic.calibrate.runner import run_layers
-from laconic.calibrate.statistics import SecondMoment, Statistic
+from laconic.calibrate.statistics import InputNorm, SecondMoment, Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.measure.flops import count, count_parameters
@@ -245,14 +245,21 @@ def _try(chain: Chain, weight: Tensor, stats: LayerStats, size: Size) -> tuple[f
 
 
 def output_error(weight: Tensor, value: CompressedTensor, stats: LayerStats) -> float:
-    """`tr(E H E^T) / tr(W H W^T)` with E = W - W'; of the weights alone where there is no moment."""
-    found = stats.collected.get(SecondMoment())
-    if found is None or found.sums is None:
+    """`tr(E H E^T) / tr(W H W^T)` with E = W - W'; H is diagonal where only norms are known.
+
+    Of the weights alone where nothing is known of the inputs.
+    """
+    known = [s for s in (SecondMoment(), InputNorm()) if stats.count(s)]
+    if not known:
         return relative_error(weight, value)
-    moment = stats.mean(SecondMoment())
     dense = weight.flatten(1).double()
     lost = dense - value.dense(torch.float32).flatten(1).double()
-    energy = [((part @ moment) * part).sum().item() for part in (lost, dense)]
+    if isinstance(known[0], SecondMoment):
+        moment = stats.mean(known[0])
+        energy = [((part @ moment) * part).sum().item() for part in (lost, dense)]
+    else:
+        squares = stats.mean(known[0], "square")
+        energy = [(part.square() @ squares).sum().item() for part in (lost, dense)]
     return max(0.0, energy[0]) / max(energy[1], torch.finfo(torch.float64).tiny)
 
 

@@ -64,8 +64,10 @@ class LaconicQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
-        """None: laconic's files use the names of the model in memory. Some versions add the model."""
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: Any = None
+    ) -> list[Any]:
+        """None: laconic's files use the names of the model in memory. Older versions give no `model`."""
         return []
 
     def _process_model_before_weight_loading(

@@ -52,7 +52,7 @@ def test_same_bytes_and_reports_as_running_again(name, method, tiny_models, tmp_
     (one, rows), (other, again) = made
     assert one == other
     assert [row["error"] for row in rows] == pytest.approx(
-        [row["error"] for row in again], rel=1e-5
+        [row["error"] for row in again], rel=1e-3
     )
     strip = [{k: v for k, v in row.items() if k != "error"} for row in rows]
     assert strip == [{k: v for k, v in row.items() if k != "error"} for row in again]

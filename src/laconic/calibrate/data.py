@@ -126,10 +126,15 @@ def read_sentences(path: Path, tokenizer: Any, limit: int = MAX_SENTENCE) -> Lab
             )
     if not rows:
         raise DataError(f"{path}: there are no rows in it")
-    encoded = tokenizer(
-        [row[0] for row in rows],
-        padding=True, truncation=True, max_length=limit, return_tensors="pt",
-    )  # fmt: skip
+    try:
+        encoded = tokenizer(
+            [row[0] for row in rows],
+            padding=True, truncation=True, max_length=limit, return_tensors="pt",
+        )  # fmt: skip
+    except ValueError as error:  # one without a token for padding
+        raise DataError(
+            f"{path}: the model's tokenizer cannot make a batch of its sentences: {error}"
+        ) from error
     inputs = {k: v for k, v in encoded.items() if k in ("input_ids", "attention_mask")}
     return Labelled(inputs, torch.tensor([int(row[1]) for row in rows]))
 

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic.calibrate.collect import gather
 from laconic.calibrate.live import LiveBlock, Trace, Watch
+from laconic.calibrate.statistics import SecondMoment
 from laconic.calibrate.stream import Spectator
-from laconic.calibrate.sums import layers_by_key
+from laconic.calibrate.sums import Sums, layers_by_key
 from laconic.models.layout import Layer
 from laconic.numerics.parallel import parallel_map
 
+MOMENTS = 1 << 28  # bytes of second moments by which layers may be measured: one product, not many
 ROWS = 1024  # of a layer, evenly spread, on which its error is measured: bounds the memory
 SUMS = torch.float64
 
@@ -47,8 +50,17 @@ class HeldOut:
             look: what they multiply of a sequence.
             there: numbers of those that reach them.
         """
+        numbers = sorted(self.sequences.intersection(there))
         with self._of(layers):
-            parallel_map(lambda s: self.add(s, look(s)), sorted(self.sequences.intersection(there)))
+            if sum(8 * la.shape[1:].numel() ** 2 for la in layers) > MOMENTS:
+                parallel_map(lambda s: self.add(s, look(s)), numbers)
+                return
+            sums = Sums([SecondMoment()], layers)
+            for name, found in gather(sums, lambda s: (look(s), None), numbers).items():
+                if found.count(SecondMoment()):
+                    parts, moment = self._pairs[name].double(), found.mean(SecondMoment())
+                    energies = ((parts @ moment) * parts).sum(dim=1).view(2, -1).sum(dim=1)
+                    self._lost.setdefault(numbers[0], {})[name] = energies.clamp(min=0)
 
     def add(self, sequence: int, trace: Trace) -> None:
         """Measures on one sequence; call it within `watching` or `measure`."""

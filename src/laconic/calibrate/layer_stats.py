@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from laconic.calibrate.statistics import Collected, SecondMoment, Statistic, symmetric
+from laconic.calibrate.statistics import (
+    SUMS,
+    Collected,
+    InputNorm,
+    SecondMoment,
+    Statistic,
+    symmetric,
+)
 from laconic.errors import DataError, UsageError
 from laconic.models.layout import Layer
 from laconic.tensors import CompressedTensor, InputTransform
@@ -23,16 +30,24 @@ class LayerStats:
         collected: sums, by statistic.
         notes: for the report: fall-backs, odd shapes, damping that had to be raised.
         mask: which weights an earlier method of the chain has kept, where it pruned some.
+        transform: before which these were collected, where it hides what is not in them.
     """
 
     layer: Layer
     collected: Mapping[Statistic, Collected] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mask: Mask | None = None
+    transform: str | None = None
 
     def __getitem__(self, statistic: Statistic) -> dict[str, Tensor]:
         """The sums of `statistic`; raises `DataError` if it was not collected."""
         found = self.collected.get(statistic)
+        if (found is None or found.sums is None) and self.transform is not None:
+            raise DataError(
+                f"{self.layer.name}: the {statistic.name} behind a {self.transform} cannot be told from "
+                "what was measured before it: let the method that wants it come first in the chain, or "
+                "give settings instead of a budget"
+            )
         if found is None or found.sums is None:
             raise DataError(
                 f"{self.layer.name}: there is no {statistic.name}; give calibration data that reaches "
@@ -78,13 +93,18 @@ class LayerStats:
         return value if again is None else again
 
     def behind(self, transform: InputTransform) -> "LayerStats":
-        """What is known of the transformed inputs: their second moment, where it was collected."""
+        """What is known of the transformed inputs from their second moment; extremes are not."""
         found = self.collected.get(SecondMoment())
         kept: dict[Statistic, Collected] = {}
         if found is not None and found.sums is not None:
             moment = transform.moment(symmetric(found.sums["moment"]))
             kept[SecondMoment()] = Collected(SecondMoment(), found.count, {"moment": moment})
-        return LayerStats(self.layer, kept, self.notes)
+            norms = self.collected.get(InputNorm())
+            if norms is not None and norms.sums is not None:
+                total = transform(norms.sums["sum"].float()[None])[0]
+                sums = {"sum": total.to(SUMS), "square": moment.diagonal().clone()}
+                kept[InputNorm()] = Collected(InputNorm(), norms.count, sums)
+        return LayerStats(self.layer, kept, self.notes, transform=transform.kind)
 
     def note(self, text: str) -> None:
         """Has the report say something of this layer, once."""

@@ -1,5 +1,6 @@
 """`laconic compress`: a model on disk becomes a smaller one on disk."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,8 @@ from laconic.errors import UsageError
 if TYPE_CHECKING:
     from laconic.calibrate.options import RunOptions
     from laconic.compression import CompressionReport
+
+TOLD = 4  # notes of layers that are printed
 
 
 class Inputs(StrEnum):
@@ -232,11 +235,19 @@ def _show(report: "CompressionReport") -> None:
     if worst["error"] > 0:
         console.print(f"  worst: {worst['name']} lost {100 * worst['error']:.3g}% of its energy")
     console.print(f"  {report.seconds:.1f} s, peak memory {size(report.peak_rss_bytes)}")
-    for note in report.notes:
+    for note in [*report.notes, *_layer_notes(report.layers)]:
         console.print(f"  [dim]note:[/dim] {note}")
     for warning in report.warnings:
         console.print(f"  [yellow]warning:[/yellow] {warning}")
-    console.print(f"  next: laconic evaluate {report.out} --against {report.model} --data TEXT")
+    console.print(f"  next: laconic evaluate {report.out} --against {report.model} --data DATA")
+
+
+def _layer_notes(layers: list[dict[str, Any]]) -> list[str]:
+    """What was noted of layers, the commonest first."""
+    counts = Counter(note for layer in layers for note in layer["notes"])
+    told = [f"{note} ({plural(count, 'layer')})" for note, count in counts.most_common(TOLD)]
+    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(TOLD))
+    return [*told, f"and {rest} more notes of layers in laconic.json"] if rest else told
 
 
 def _by_format(layers: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
