@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,12 +115,16 @@ class Bench:
         kind = json.loads(config.read_text()).get("model_type")
         return self.data / EVALUATION_DATA.get(kind, LANGUAGE_DATA)
 
-    def cached(self, key: str, measure: Callable[[], Any]) -> Any:
+    def cached(
+        self, key: str, measure: Callable[[], Any], *, sources: Sequence[Path] | None = None
+    ) -> Any:
         """`measure()`, or what it returned before for the same key, sources, zoo, data and slice.
 
-        An interrupted proof goes on where it stopped.
+        An interrupted proof goes on where it stopped. `sources` are the files that a measurement
+        depends on, where it is not of laconic: by default everything in src and benchmarks.
         """
-        parts = (self.result.name, key, self.slice, _sources(), _stamp(self.zoo), _stamp(self.data))
+        code = _sources() if sources is None else _digest(sources)
+        parts = (self.result.name, key, self.slice, code, _stamp(self.zoo), _stamp(self.data))
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
         file = CACHE / f"{digest}.json"
         if file.is_file() and not self.fresh:
@@ -142,10 +146,14 @@ class Bench:
 
 def _sources() -> str:
     """Digest of the code that measurements depend on."""
+    folders = [ROOT / folder for folder in ("src", "benchmarks")]
+    return _digest([path for folder in folders for path in sorted(folder.rglob("*.py"))])
+
+
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for folder in ("src", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in files:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

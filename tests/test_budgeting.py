@@ -6,13 +6,7 @@ import torch
 from torch import nn
 
 from laconic.allocate.budget import Budget
-from laconic.budgeting import (
-    measure_options,
-    options_of,
-    output_error,
-    plan_budget,
-    untouched_bytes,
-)
+from laconic.budgeting import plan_budget
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import (
@@ -30,6 +24,7 @@ from laconic.models.layout import Layer
 from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
 from laconic.planning import OptionTable, Plan, PlannedStep, planned_steps
+from laconic.probing import measure_options, options_of, output_error, untouched_bytes
 from laconic.prune.magnitude import Magnitude
 from laconic.quantize.rtn import RTN
 from laconic.tensors import Dense
@@ -73,7 +68,7 @@ class TestMeasuring:
         assert table.weights == sum(la.shape.numel() for la in layers)
 
     def test_what_is_measured_is_what_will_be_stored(self, llama, table):
-        from laconic.budgeting import HEADER_BYTES
+        from laconic.probing import HEADER_BYTES
 
         layer = llama.blocks[1].layers[3]
         weight = layer.take(llama.read([layer.parameter]))

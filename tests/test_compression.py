@@ -317,14 +317,14 @@ class TestBudget:
             "_publish",
             lambda sink: published.append(sink.finish()) or original(sink),
         )
-        monkeypatch.setattr("laconic.budgeting.HEADER_BYTES", 40)
+        monkeypatch.setattr("laconic.probing.HEADER_BYTES", 40)
         out = tmp_path / "out"
         report = compress(tiny_models["llama"], RTN(), out=out, budget="70%").report
         assert published == [report.stored_bytes] and report.kept <= 0.7
 
     @pytest.mark.parametrize("out", [True, False])
     def test_misses_it_for_good(self, tiny_models, tmp_path, monkeypatch, out):
-        monkeypatch.setattr("laconic.budgeting.HEADER_BYTES", -300)
+        monkeypatch.setattr("laconic.probing.HEADER_BYTES", -300)
         monkeypatch.setattr("laconic.job.Job._untouched_bytes", lambda *_: 10**6)
         model = TINY["llama"].model()
         before = TINY["llama"].logits(model)

@@ -13,7 +13,7 @@ PACKAGES = (
     "tune", "zoo",
 )  # fmt: skip
 MODULES = [
-    "laconic.budgeting", "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",
+    "laconic.budgeting", "laconic.probing", "laconic.compression", "laconic.errors", "laconic.hf", "laconic.job", "laconic.loading", "laconic.method",
     "laconic.planning", "laconic.progress", "laconic.registry",
 ]  # fmt: skip
 MODULES += [

@@ -24,7 +24,6 @@ from laconic.allocate.knapsack import integer_knapsack, knapsack, solve, stepped
 from laconic.allocate.lagrangian import lagrangian, optimality_gap
 from laconic.allocate.levels import Database, LevelSpace
 from laconic.allocate.minimax import minimax
-from laconic.budgeting import measure_options, output_error
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.data import read_text, windows
 from laconic.calibrate.runner import run_layers
@@ -36,6 +35,7 @@ from laconic.models.edits import Switch, droppable
 from laconic.models.open import open_source
 from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
+from laconic.probing import measure_options, output_error
 from laconic.quantize.rtn import RTN
 
 CASES = 300  # random problems that are solved by going through everything

@@ -48,6 +48,7 @@ OWN = {"laconic": "auto", "laconic --order block": "block"}
 GROUP, WINDOWS = 64, 160  # all are fitted to the first 128; ours measures layers on the rest
 BEGINNING = 1 << 21  # characters of text/train.txt that windows are taken from
 ENVIRONMENTS = ROOT / ".cache" / "rivals"
+HERE = Path(__file__).parent
 OURS = """
 import json, sys, time
 from pathlib import Path
@@ -56,12 +57,15 @@ torch.set_num_threads(2)
 import laconic
 from laconic.calibrate.options import RunOptions
 from laconic.measure.resources import peak_rss_bytes
+from laconic.models.open import open_source
 from laconic.quantize.gptq import GPTQ
 model, ids, bits, group, out, order = sys.argv[1:]
 ids = torch.load(ids, weights_only=True)
+source = open_source(model)
+source.skeleton  # rivals have loaded the model before they are timed; the modules of transformers, too
 start = time.perf_counter()
 laconic.compress(
-    model, GPTQ(int(bits), int(group)), ids, out=out + "/dense", windows=128, options=RunOptions(order=order)
+    source, GPTQ(int(bits), int(group)), ids, out=out + "/dense", windows=128, options=RunOptions(order=order)
 )
 seconds = time.perf_counter() - start
 stored = sum(f.stat().st_size for f in Path(out, "dense").glob("*.safetensors"))
@@ -83,9 +87,13 @@ def prove(bench: Bench) -> None:
         for label in [*OWN, *(la for la in RIVALS if (name, bits) in RIVALS[la].cells)]:
             python = sys.executable if label in OWN else pythons[label]
             if python is not None:
+                script = (
+                    None if label in OWN else [HERE / "_common.py", HERE / RIVALS[label].script]
+                )
                 runs[label] = bench.cached(
                     f"{label} int{bits} {name}",
                     lambda la=label, p=path, b=bits, py=python: _run(bench, la, p, b, str(py)),
+                    sources=script,
                 )
         for label in [label for label, run in runs.items() if "error" in run]:
             bench.note(f"{name} int{bits}: {label} failed: {runs.pop(label)['error']}")
@@ -130,7 +138,7 @@ def _compare(
 def _run(bench: Bench, label: str, model: str, bits: int, python: str) -> dict[str, Any]:
     """What one of them makes of the model, and at what cost; `error` where it did not come to an end."""
     rival = RIVALS.get(label)
-    script = ["-c", OURS] if rival is None else [str(Path(__file__).parent / rival.script)]
+    script = ["-c", OURS] if rival is None else [str(HERE / rival.script)]
     with tempfile.TemporaryDirectory() as name:
         ids, out = Path(name) / "windows.pt", Path(name) / "out"
         out.mkdir()

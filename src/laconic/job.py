@@ -271,12 +271,6 @@ class Job:
                 f"{len(poor)} of {len(layers)} layers lost more than half of their energy, such as "
                 f"{poor[0]}: use more bits, smaller groups or range=mse"
             )
-        noted = [layer for layer in layers if layer.notes]
-        if noted:
-            warnings.append(
-                f"{len(noted)} of {len(layers)} layers have notes, such as {noted[0].name}: "
-                f"{noted[0].notes[0]}"
-            )
         return warnings
 
     def _passed_over(self) -> list[str]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.budgeting import output_error
 from laconic.compression import compress
 from laconic.errors import BadWeights, UsageError
 from laconic.method import LayerMethod, Method
+from laconic.probing import output_error
 from laconic.registry import ENTRIES, Kind
 from laconic.tensors import CompressedTensor
 from laconic.tensors.stored import decode, encode

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from laconic.budgeting import output_error
 from laconic.errors import UsageError
 from laconic.factorize.svd import SVD
+from laconic.probing import output_error
 from laconic.prune.magnitude import Magnitude
 from laconic.prune.sparsegpt import SparseGPT
 from laconic.quantize.ecgptq import ECGPTQ

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.budgeting import output_error
 from laconic.compression import compress
 from laconic.errors import UsageError
+from laconic.probing import output_error
 from laconic.quantize.ecgptq import ECGPTQ, channel_scale
 from laconic.quantize.gptq import GPTQ
 from laconic.tensors.combined import Transformed

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from laconic.budgeting import output_error
 from laconic.errors import BadWeights, UsageError
+from laconic.probing import output_error
 from laconic.quantize.gptq import GPTQ
 from laconic.quantize.rtn import RTN
 from tests.contracts.data import stats_for

@@ -23,6 +23,7 @@ from laconic.calibrate.sums import Sums
 from laconic.errors import UsageError
 from laconic.models.layout import Layer
 
+TOGETHER = 16  # sequences in lockstep that are summed at a time: they are in memory anyway
 Collect = Callable[[Sequence[Statistic]], dict[str, LayerStats]]  # as the layers are now
 
 
@@ -119,7 +120,7 @@ class BlockPass:
                     heldout.measure(layers, look, arrived)
 
         with torch.inference_mode():
-            walk = Lockstep(self.live, groups, decide)
+            walk = Lockstep(self.live, groups, decide, finish=not self.last)
             stream.walk(self.number, self.live.module, walk.map, last=self.last)
         return heldout
 
@@ -149,7 +150,8 @@ class BlockPass:
         sums = Sums(wants, layers)
         there = [s for s in self.course.calibration.fitted if s in arrived]
         with looking(self.live, layers, arrived, outputs=sums.of_outputs) as look:
-            stats = gather(sums, lambda s: (look(s), None), there, self.course.options.batch)
+            batch = self.course.options.batch or TOGETHER
+            stats = gather(sums, lambda s: (look(s), None), there, batch)
         feed(stats, self.course.options.device)
         return stats
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.live import LiveBlock, Trace
-from laconic.calibrate.outline import call, outline_of
+from laconic.calibrate.outline import REFUSALS, call, outline_of, refused
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.sums import Sums
 from laconic.errors import DataError
@@ -58,9 +58,11 @@ def collect_gradients(
         traces: list[Trace] = []
         with torch.enable_grad(), ExitStack() as stack:
             traces = [stack.enter_context(watch.trace()) for watch in watches]
-            loss = sequence_loss(
-                call(model, inputs, device), inputs, _target(calibration, sequence)
-            )
+            try:
+                output = call(model, inputs, device)
+            except REFUSALS as error:
+                raise refused(error) from error
+            loss = sequence_loss(output, inputs, _target(calibration, sequence))
             if not torch.isfinite(loss):
                 raise DataError(f"the loss of calibration sequence {sequence} is {loss.item()}")
             loss.backward()  # type: ignore[no-untyped-call]

@@ -44,14 +44,23 @@ class Lockstep:
             once, and its group's modules are called with one input.
         decide: is given a group, and for each sequence that has reached it where it stands. It runs on
             the caller's thread while all others wait.
+        finish: whether the sequences go on to the end of the block, once all is decided.
     """
 
-    def __init__(self, live: LiveBlock, groups: Sequence[Sequence[Layer]], decide: Decide) -> None:
-        self._live, self._groups, self._decide = live, groups, decide
+    def __init__(
+        self,
+        live: LiveBlock,
+        groups: Sequence[Sequence[Layer]],
+        decide: Decide,
+        finish: bool = True,
+    ) -> None:
+        self._live, self._groups, self._decide, self._finish = live, groups, decide, finish
         self._decided = 0  # groups before this one
 
     def map(self, function: Callable[[int], T], sequences: Iterable[int]) -> list[T]:
         """`[function(s) for s in sequences]`, all at once; as many compute at a time as torch has threads.
+
+        Without `finish` only what was there before the last group.
 
         Raises:
             The first error of a sequence or of `decide`, after all have stopped.
@@ -71,9 +80,10 @@ class Lockstep:
                 here = {s: at for s, at in sorted(arrived.items()) if at.group == number}
                 self._decide(group, here)
                 self._decided = number + 1
-            self._move(gangs)
+            if self._finish:
+                self._move(gangs)
         results = {number: out for gang in gangs for number, out in gang.results.items()}
-        return [results[number] for number in numbers]
+        return [results[number] for number in numbers if number in results]
 
     def _move(self, gangs: Sequence["_Gang[T]"]) -> None:
         """Everybody goes on to the next layer that is open, or to the end."""

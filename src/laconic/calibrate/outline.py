@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate.live import fill, widened
+from laconic.errors import DataError
 from laconic.models.layout import Layer
 from laconic.models.source import ModelSource, structure_of
 from laconic.tensors import Dense
@@ -78,6 +79,16 @@ def ties_of(source: ModelSource) -> dict[str, str]:
 
 def _unsaved(module: nn.Module) -> set[str]:
     return set(module._non_persistent_buffers_set)
+
+
+#: what models raise that cannot take what they are given
+REFUSALS = (TypeError, IndexError, RuntimeError, ValueError)
+
+
+def refused(error: BaseException) -> DataError:
+    """What to tell of one of `REFUSALS`."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"the model cannot take this data: {reason}")
 
 
 def call(model: nn.Module, inputs: dict[str, Tensor], device: str = "cpu") -> Any:

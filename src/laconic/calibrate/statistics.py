@@ -123,7 +123,7 @@ class SecondMoment(Statistic):
     name = "second moment"
 
     def sums(self, seen: Observation) -> dict[str, Tensor]:
-        return {"moment": _zeros(seen.inputs, seen.inputs.shape[1], seen.inputs.shape[1])}
+        return {"moment": zero_sums(seen.inputs, seen.inputs.shape[1], seen.inputs.shape[1])}
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
         return _moment_tasks(sums["moment"], seen.inputs)
@@ -140,7 +140,7 @@ class InputNorm(Statistic):
 
     def sums(self, seen: Observation) -> dict[str, Tensor]:
         width = seen.inputs.shape[1]
-        return {"sum": _zeros(seen.inputs, width), "square": _zeros(seen.inputs, width)}
+        return {"sum": zero_sums(seen.inputs, width), "square": zero_sums(seen.inputs, width)}
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
         def add() -> None:
@@ -190,7 +190,10 @@ class OutputMoment(Statistic):
     def sums(self, seen: Observation) -> dict[str, Tensor]:
         assert seen.outputs is not None
         width = seen.outputs.shape[1]
-        return {"sum": _zeros(seen.outputs, width), "moment": _zeros(seen.outputs, width, width)}
+        return {
+            "sum": zero_sums(seen.outputs, width),
+            "moment": zero_sums(seen.outputs, width, width),
+        }
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
         assert seen.outputs is not None
@@ -214,7 +217,7 @@ class CrossMoment(Statistic):
     needs = frozenset({"reference"})
 
     def sums(self, seen: Observation) -> dict[str, Tensor]:
-        return {"cross": _zeros(seen.inputs, seen.inputs.shape[1], seen.inputs.shape[1])}
+        return {"cross": zero_sums(seen.inputs, seen.inputs.shape[1], seen.inputs.shape[1])}
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
         assert seen.reference is not None
@@ -235,8 +238,8 @@ class GradientMoment(Statistic):
     def sums(self, seen: Observation) -> dict[str, Tensor]:
         assert seen.gradients is not None
         shape = seen.gradients.shape[1], seen.inputs.shape[1]
-        zeros = {name: _zeros(seen.inputs, *shape) for name in ("gradient", "square")}
-        return zeros | {"sequences": _zeros(seen.inputs, 1)}
+        zeros = {name: zero_sums(seen.inputs, *shape) for name in ("gradient", "square")}
+        return zeros | {"sequences": zero_sums(seen.inputs, 1)}
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
         assert seen.gradients is not None
@@ -267,8 +270,8 @@ class KroneckerFactors(Statistic):
         assert seen.gradients is not None
         width, height = seen.inputs.shape[1], seen.gradients.shape[1]
         return {
-            "inputs": _zeros(seen.inputs, width, width),
-            "gradients": _zeros(seen.inputs, height, height),
+            "inputs": zero_sums(seen.inputs, width, width),
+            "gradients": zero_sums(seen.inputs, height, height),
         }
 
     def tasks(self, sums: dict[str, Tensor], seen: Observation) -> list[Task]:
@@ -300,7 +303,8 @@ def symmetric(moment: Tensor) -> Tensor:
     return lower + lower.tril(-1).T
 
 
-def _zeros(like: Tensor, *shape: int) -> Tensor:
+def zero_sums(like: Tensor, *shape: int) -> Tensor:
+    """Sums of nothing yet, where `like` is."""
     return torch.zeros(shape, dtype=SUMS, device=like.device)
 
 

@@ -7,23 +7,21 @@ Where each block takes what the one before it gave, only the hidden states are k
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from threading import local
 from typing import Any, Protocol
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.outline import call, outline_of
+from laconic.calibrate.recorder import Call, Recorder, interned
 from laconic.calibrate.states import States
 from laconic.errors import DataError
 from laconic.models.source import ModelSource, structure_of
 from laconic.numerics.parallel import one_thread, parallel_map
-from laconic.tensors.dtypes import to_raw
 
 Inputs = Sequence[dict[str, Tensor]]  # one sequence each, batch dimension 1
 
@@ -92,14 +90,6 @@ class Stream(ABC):
     @abstractmethod
     def outline(self) -> nn.Module:
         """The model around the blocks; what `finish` calls."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a block is called with besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class SequentialStream(Stream):
@@ -247,7 +237,7 @@ def open_stream(
         raise DataError("there are no calibration sequences")
     outline = outline_of(source, device)
     paths = [block.name for block in source.blocks]
-    recorder = _Recorder(outline, paths)
+    recorder = Recorder(outline, paths)
     states = States.new(folder, "hidden-0")
     pool: dict[Any, Tensor] = {}
     calls = []
@@ -257,7 +247,7 @@ def open_stream(
                 blocks = {b.name: LiveBlock(source, b, device).module for b in source.blocks}
                 return WholeStream(outline_of(source, device), blocks, inputs, device)
             states.put(number, recorder.hidden.cpu())
-            calls.append([_interned(call, pool) for call in recorder.calls])
+            calls.append([interned(call, pool) for call in recorder.calls])
     recorder.close()
     return SequentialStream(source, inputs, device, calls, states, folder)
 
@@ -266,71 +256,6 @@ def _look(spectator: Spectator | None, run: Callable[[int], Any]) -> None:
     """Runs what the spectator looks at, and nothing else."""
     if spectator is not None:
         parallel_map(lambda s: spectator.visit(s, lambda: run(s)), sorted(spectator.sequences))
-
-
-class _Stop(Exception):
-    """The last block was reached."""
-
-
-class _Recorder:
-    """Puts a listener into the place of each block of an outline, and sees whether they form a chain."""
-
-    def __init__(self, outline: nn.Module, paths: Sequence[str]) -> None:
-        self._outline, self._paths, self._count = outline, paths, len(paths)
-        self.hidden: Tensor
-        self.calls: list[Call] = []
-        self.chained = True
-        for number, path in enumerate(paths):
-            block = outline.get_submodule(path)
-            block.forward = partial(self._listen, number)
-
-    def record(self, inputs: dict[str, Tensor], device: str) -> bool:
-        """Runs the model up to its last block; false if the blocks do not follow one another."""
-        self.calls, self.chained = [], True
-        try:
-            call(self._outline, inputs, device)
-        except _Stop:
-            return self.chained
-        except (TypeError, IndexError, RuntimeError, ValueError) as error:
-            if self.calls:  # something between blocks did not take what a block does not give
-                return False
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DataError(f"the model cannot take this data: {reason}") from error
-        return False
-
-    def close(self) -> None:
-        """Lets go of the outline, which then is freed at once: it holds embeddings."""
-        for path in self._paths:
-            del self._outline.get_submodule(path).forward
-        del self._outline
-
-    def _listen(self, number: int, *args: Any, **kwargs: Any) -> Tensor:
-        rest = dict(kwargs)
-        hidden = args[0] if args else rest.pop("hidden_states", None)
-        if number != len(self.calls) or not isinstance(hidden, Tensor):
-            self.chained = False
-        elif number == 0:
-            self.hidden = hidden
-        elif hidden is not self.hidden:
-            self.chained = False
-        self.calls.append(Call(tuple(args[1:]), rest))
-        if number == self._count - 1 or not self.chained:
-            raise _Stop
-        return self.hidden
-
-
-def _interned(call: Call, pool: dict[Any, Tensor]) -> Call:
-    """The call with one copy of each tensor that occurs again: masks, rotary tables."""
-
-    def intern(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(intern(item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        raw = to_raw(value)
-        return pool.setdefault((value.shape, value.dtype, xxhash.xxh3_128_digest(raw.data)), value)
-
-    return Call(intern(call.args), {name: intern(value) for name, value in call.kwargs.items()})
 
 
 def _hidden(output: Any) -> Tensor:

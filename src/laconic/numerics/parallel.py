@@ -4,8 +4,9 @@ Matrix products and factorisations may round differently when a library splits t
 threads. Here whole tasks are given to workers instead, so that no sum depends on how many there are.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -54,18 +55,27 @@ def parallel_map(
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def call(task: T) -> R:
+        torch.set_num_threads(1)  # each time: MKL has one number for all threads
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return function(task)
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         _load_cuda_factorisations()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    futures = [_pool(count).submit(call, task) for task in tasks]
     try:
-        futures = [pool.submit(call, task) for task in tasks]
         return [future.result() for future in futures]
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait([future for future in futures if not future.cancel()])
         torch.set_num_threads(before)
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that stay: a call costs microseconds then. Their own maps run where they are."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="laconic")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
 
 
 @cache

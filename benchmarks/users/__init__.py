@@ -1,0 +1,1 @@
+"""What people who install laconic do with it."""
