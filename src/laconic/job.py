@@ -17,7 +17,7 @@ from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.inputs import Subject
 from laconic.calibrate.library import StatisticsLibrary
 from laconic.calibrate.options import RunOptions
-from laconic.calibrate.reports import LayerReport
+from laconic.calibrate.reports import LayerReport, common_notes
 from laconic.calibrate.runner import run_layers
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.hf import quantization_config
@@ -253,7 +253,7 @@ class Job:
             peak_rss_bytes=peak_rss_bytes(),
             layers=[asdict(layer) for layer in layers],
             warnings=[*self.warnings, *plan.warnings, *self._warnings(layers)],
-            notes=[*self.notes, *plan.notes],
+            notes=[*self.notes, *plan.notes, *common_notes(layers)],
             budget=None if budget is None else str(budget),
         )
 

@@ -85,7 +85,7 @@ class TestDepth:
         plan = EvoPressDepth(remove=0.5, unit=unit, **QUICK).plan(source, calibration)
         assert len(plan.edits) == count and not plan.methods
         assert plan.edits[0]["module"] in plan.notes[0]
-        what = "2 of 4 blocks" if unit == "block" else "2 of 4 attentions and MLPs"
+        what = "2 of 4 blocks" if unit == "block" else "2 of 4 attentions and 2 of 4 MLPs"
         assert f"drops {what}: " in plan.notes[0]
         apply_edits(build("qwen3"), plan.edits)
 

@@ -131,16 +131,6 @@ def test_a_budget_alone_chooses_a_method_and_says_why(
     assert report["notes"][0].startswith(f"chosen: {method}, since")
 
 
-def test_notes_of_layers_are_counted_and_cut_short():
-    from laconic.cli.compress import TOLD, _layer_notes
-
-    rows = [{"notes": ["often"] + [f"once {i}"] * (i < 6)} for i in range(9)]
-    told = _layer_notes(rows)
-    assert told[0] == "often (9 layers)" and told[1] == "once 0 (1 layer)"
-    assert len(told) == TOLD + 1 and told[-1] == "and 3 more notes of layers in laconic.json"
-    assert _layer_notes([{"notes": []}]) == []
-
-
 def test_budgets_without_a_method_are_explained(laconic, tmp_path):
     for options, message in (
         (["--budget", "2bit", "--set", "bits=3"], "--set needs --method"),

@@ -55,4 +55,4 @@ def test_true_where_the_library_takes_both(monkeypatch, refused):
     monkeypatch.setattr(allocator.sys, "platform", "linux")
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Library())
     assert allocator.give_back_memory() == (refused is None)
-    assert told[allocator.M_MMAP_THRESHOLD] == 1 << 20
+    assert told[allocator.M_MMAP_THRESHOLD] == allocator.LARGE

@@ -158,7 +158,8 @@ class EvoPressDepth(ModelMethod):
             protect=self.protect, folder=None if self.folder is None else Path(self.folder),
             device=device, progress=progress or SILENT,
         )  # fmt: skip
-        what = f"{drop} of {blocks} {'blocks' if self.unit == 'block' else 'attentions and MLPs'}"
+        kinds = ("blocks",) if self.unit == "block" else ("attentions", "MLPs")
+        what = " and ".join(f"{drop} of {blocks} {kind}" for kind in kinds)
         note = found.note(f"evopress drops {what}: {', '.join(found.chosen)}")
         return ModelPlan(edits=tuple(drops(found.chosen)), notes=(note,))
 

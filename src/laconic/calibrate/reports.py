@@ -1,5 +1,7 @@
 """What became of each layer."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.live import LiveBlock
 from laconic.models.layout import Layer
 from laconic.tensors import CompressedTensor
+
+TOLD = 4  # notes of layers that are told
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class LayerReport:
     error: float
     tokens: int = 0
     notes: tuple[str, ...] = ()
+
+
+def common_notes(layers: Sequence[LayerReport]) -> list[str]:
+    """What was noted of layers, the commonest first: `TOLD` of them, and how many more there are."""
+    counts = Counter(note for layer in layers for note in layer.notes)
+    most = counts.most_common(TOLD)
+    told = [f"{note} ({count} layer{'' if count == 1 else 's'})" for note, count in most]
+    rest = sum(counts.values()) - sum(count for _, count in most)
+    return [*told, f"and {rest} more notes, layer by layer in the report"] if rest else told
 
 
 def relative_error(weight: Tensor, value: CompressedTensor) -> float:

@@ -1,6 +1,5 @@
 """`laconic compress`: a model on disk becomes a smaller one on disk."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,8 +26,6 @@ from laconic.errors import UsageError
 if TYPE_CHECKING:
     from laconic.calibrate.options import RunOptions
     from laconic.compression import CompressionReport
-
-TOLD = 4  # notes of layers that are printed
 
 
 class Inputs(StrEnum):
@@ -205,9 +202,9 @@ def _is_chain(recipe: dict[str, Any]) -> bool:
 def _show(report: "CompressionReport") -> None:
     from rich.table import Table
 
-    settings = " ".join(f"{key}={value}" for key, value in report.settings.items())
     console.print(
-        f"[bold]{report.model}[/bold] → [bold]{report.out}[/bold]   {report.method} {settings}"
+        f"[bold]{report.model}[/bold] → [bold]{report.out}[/bold]   "
+        + _methods(report.method, report.settings)
     )
     console.print(
         f"  {size(report.dense_bytes)} → {size(report.stored_bytes)}   "
@@ -235,19 +232,22 @@ def _show(report: "CompressionReport") -> None:
     if worst["error"] > 0:
         console.print(f"  worst: {worst['name']} lost {100 * worst['error']:.3g}% of its energy")
     console.print(f"  {report.seconds:.1f} s, peak memory {size(report.peak_rss_bytes)}")
-    for note in [*report.notes, *_layer_notes(report.layers)]:
+    for note in report.notes:
         console.print(f"  [dim]note:[/dim] {note}")
     for warning in report.warnings:
         console.print(f"  [yellow]warning:[/yellow] {warning}")
     console.print(f"  next: laconic evaluate {report.out} --against {report.model} --data DATA")
 
 
-def _layer_notes(layers: list[dict[str, Any]]) -> list[str]:
-    """What was noted of layers, the commonest first."""
-    counts = Counter(note for layer in layers for note in layer["notes"])
-    told = [f"{note} ({plural(count, 'layer')})" for note, count in counts.most_common(TOLD)]
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(TOLD))
-    return [*told, f"and {rest} more notes of layers in laconic.json"] if rest else told
+def _methods(name: str, settings: dict[str, Any]) -> str:
+    """The method and its settings, or each of a chain."""
+    chained = all(isinstance(value, dict) for value in settings.values()) and settings
+    links = settings if chained else {name: settings}
+    spelt = [
+        " ".join([link, *(f"{key}={value}" for key, value in own.items())])
+        for link, own in links.items()
+    ]
+    return ", then ".join(spelt)
 
 
 def _by_format(layers: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

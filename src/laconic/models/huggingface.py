@@ -41,7 +41,8 @@ class HuggingFaceSource(ModelSource):
         if getattr(self.config, "quantization_config", None) is not None:
             method = dict(self.config.quantization_config).get("quant_method")
             raise UnsupportedModel(
-                f"{folder} is compressed already (by {method}); start from the dense model"
+                f"{folder} is compressed already (by {method}); start from the dense model, with a "
+                "--recipe of both methods if two are wanted"
             )
         self.skeleton = build_skeleton(self.config)
         self._groups = _Checkpoint(self.skeleton, read_headers(find_shards(folder)))
