@@ -86,18 +86,18 @@ class BlockPass:
         order = self._order()
         if order is not None and self._fits(order):
             return self._known, self._in_lockstep(order.groups)
-        for layers in [self.live.layers] if order is None else order.groups:
+        apart = self.course.options.order == "layer"
+        for layers in order.groups if order and apart else [self.live.layers]:
             self._compress(layers, partial(self._collect, layers))
         return self._known, self._advance()
 
     def _order(self) -> Order | None:
-        """In which order layers are compressed; None for all of them together."""
+        """In which order layers compute, where that may matter; None otherwise."""
         stream, options = self.course.stream, self.course.options
         whole = any(isinstance(step, BlockStep) for step in self.course.steps)
         if options.order == "block" or stream is None or whole or not wanted(self.course.steps):
             return None
-        order = in_order(self.live, self._runs()[0])
-        return order if options.order == "layer" or self._fits(order) else None
+        return in_order(self.live, self._runs()[0])
 
     def _fits(self, order: Order) -> bool:
         """Whether sequences can go through the block in lockstep."""

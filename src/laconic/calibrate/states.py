@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,6 +43,12 @@ class States:
         if self.folder is None:
             return self._kept[number]
         return read_tensor(read_header(self._file(number))["hidden"])
+
+    def shape(self, number: int) -> torch.Size:
+        """Of a tensor that was kept; its values are not read."""
+        if self.folder is None:
+            return self._kept[number].shape
+        return torch.Size(read_header(self._file(number))["hidden"].shape)
 
     def drop(self) -> None:
         """Forgets them all."""

@@ -106,7 +106,7 @@ class SequentialStream(Stream):
 
     def held_bytes(self, width: int) -> int:
         """What all sequences hold inside a block at most, in fp32: what came in, and twice `width`."""
-        shapes = [self._states.get(sequence).shape for sequence in range(self.count)]
+        shapes = [self._states.shape(sequence) for sequence in range(self.count)]
         return sum(4 * (shape.numel() // shape[-1]) * (shape[-1] + 2 * width) for shape in shapes)
 
     def run(self, number: int, block: nn.Module, sequence: int) -> Tensor:
@@ -125,24 +125,27 @@ class SequentialStream(Stream):
         if last:
             _look(spectator, lambda sequence: self.run(number, block, sequence))
             return
-        after = States.new(self._folder, f"{self._name}-{number + 1}")
 
-        def move(sequence: int) -> None:
-            forward = partial(self.run, number, block, sequence)
+        def forward(sequence: int) -> Tensor:
+            run = partial(self.run, number, block, sequence)
             looks = spectator is not None and sequence in spectator.sequences
-            out = spectator.visit(sequence, forward) if spectator and looks else forward()
-            after.put(sequence, out.cpu())
+            out: Tensor = spectator.visit(sequence, run) if spectator and looks else run()
+            return out
 
-        parallel_map(move, range(self.count))
-        self._states = after
+        self._pass(number, forward, parallel_map)
 
     def walk(self, number: int, block: nn.Module, each: Mapper, *, last: bool = False) -> None:
         """Leaves all sequences behind `block`, which `each` takes through it in a way of its own."""
-        after = States.new(None if last else self._folder, f"{self._name}-{number + 1}")
+        self._pass(number, partial(self.run, number, block), each, keep=not last)
+
+    def _pass(
+        self, number: int, forward: Callable[[int], Tensor], each: Mapper, *, keep: bool = True
+    ) -> None:
+        after = States.new(self._folder if keep else None, f"{self._name}-{number + 1}")
 
         def move(sequence: int) -> None:
-            out = self.run(number, block, sequence)
-            if not last:
+            out = forward(sequence)
+            if keep:
                 after.put(sequence, out.cpu())
 
         each(move, range(self.count))
