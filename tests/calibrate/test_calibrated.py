@@ -167,11 +167,23 @@ class TestLibrary:
                      options=options, statistics=statistics)  # fmt: skip
             made[run] = weights(tmp_path / run)
             if run == "first":
-                monkeypatch.setattr("laconic.calibrate.runner.collect", None)
+                monkeypatch.setattr("laconic.calibrate.block_pass.collect", None)
             if run == "second":
                 monkeypatch.undo()
         assert made["first"] == made["second"] == made["without"]
         assert len(list(folder.glob("*.safetensors"))) == 2
+
+    def test_a_later_stage_collects_its_own(self, tiny_models, tmp_path):
+        made = []
+        for statistics in (tmp_path / "stats", tmp_path / "stats", None):
+            report = compress(
+                tiny_models["llama"], [Scale(), Weighted()], data("llama"),
+                out=tmp_path / str(len(made)), options=RunOptions(inputs="dense"),
+                statistics=statistics,
+            ).report  # fmt: skip
+            made.append(report.layers)
+        assert made[0] == made[1] == made[2]
+        assert made[0][0]["notes"] == ("energy 1.0000",)
 
     def test_of_other_data_are_refused(self, tiny_models, tmp_path):
         options, folder = RunOptions(inputs="dense"), tmp_path / "stats"

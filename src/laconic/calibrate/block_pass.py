@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.chain import Order, in_order, stages, wanted
+from laconic.calibrate.chain import Order, from_passes, in_order, stages, wanted
 from laconic.calibrate.collect import Run, collect, gather
 from laconic.calibrate.heldout import HeldOut
 from laconic.calibrate.layer_stats import LayerStats
@@ -16,7 +16,6 @@ from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.lockstep import Arrival, Lockstep, looking
 from laconic.calibrate.options import LOCKSTEP, RunOptions
 from laconic.calibrate.starved import feed
-from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.steps import BlockStep, BlockView, LayerStep, Step, Task
 from laconic.calibrate.stream import SequentialStream, Stream
 from laconic.calibrate.sums import Sums
@@ -24,7 +23,8 @@ from laconic.errors import UsageError
 from laconic.models.layout import Layer
 
 TOGETHER = 16  # sequences in lockstep that are summed at a time: they are in memory anyway
-Collect = Callable[[Sequence[Statistic]], dict[str, LayerStats]]  # as the layers are now
+#: What sequences give to layers as they are now, for the stage of the chain with that number.
+Collect = Callable[[int], dict[str, LayerStats]]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class BlockPass:
             last,
         )
         self._known = {layer.name: LayerStats(layer) for layer in live.layers}
-        self._stages = stages(course.steps)
+        self._stages = [(stage, from_passes(stage)) for stage in stages(course.steps)]
 
     def run(self) -> tuple[dict[str, LayerStats], HeldOut | None]:
         """Compresses the block and leaves the sequences behind it.
@@ -126,10 +126,9 @@ class BlockPass:
 
     def _compress(self, layers: Sequence[Layer], collected: Collect) -> None:
         """Takes layers through the chain."""
-        for stage in self._stages:
-            wants = [w for w in wanted(stage) if "gradients" not in w.needs]
+        for number, (stage, wants) in enumerate(self._stages):
             if wants and self.course.stream is not None:
-                stats = collected(wants)
+                stats = collected(number)
             else:
                 stats = {layer.name: LayerStats(layer) for layer in layers}
             for name, found in stats.items():
@@ -143,11 +142,11 @@ class BlockPass:
                 self._known[name] = found
 
     def _gather(
-        self, layers: Sequence[Layer], arrived: Mapping[int, Arrival], wants: Sequence[Statistic]
+        self, layers: Sequence[Layer], arrived: Mapping[int, Arrival], stage: int
     ) -> dict[str, LayerStats]:
         """What sequences that wait before `layers` are about to give them."""
         assert self.course.calibration is not None
-        sums = Sums(wants, layers)
+        sums = Sums(self._stages[stage][1], layers)
         there = [s for s in self.course.calibration.fitted if s in arrived]
         with looking(self.live, layers, arrived, outputs=sums.of_outputs) as look:
             batch = self.course.options.batch or TOGETHER
@@ -155,14 +154,12 @@ class BlockPass:
         feed(stats, self.course.options.device)
         return stats
 
-    def _collect(
-        self, layers: Sequence[Layer], wants: Sequence[Statistic]
-    ) -> dict[str, LayerStats]:
+    def _collect(self, layers: Sequence[Layer], stage: int) -> dict[str, LayerStats]:
         """What sequences give to `layers` on their way through the block."""
         options, calibration = self.course.options, self.course.calibration
         assert calibration is not None
-        first = wants == [w for w in wanted(self._stages[0]) if "gradients" not in w.needs]
-        library = options.library if first else None
+        wants = self._stages[stage][1]
+        library = options.library if stage == 0 else None  # later stages see other inputs
         name = self.live.block.name
         stats = None if library is None else library.get(name, layers, wants, options.device)
         if stats is None:

@@ -20,6 +20,16 @@ def wanted(steps: Sequence[Step]) -> list[Statistic]:
     return list(dict.fromkeys(statistic for step in steps for statistic in step.wants))
 
 
+def from_passes(steps: Sequence[Step]) -> list[Statistic]:
+    """Those of `wanted` that sequences give on their way through a block: all but gradients'."""
+    return [statistic for statistic in wanted(steps) if "gradients" not in statistic.needs]
+
+
+def from_gradients(steps: Sequence[Step]) -> list[Statistic]:
+    """Those of `wanted` that a backward pass of the whole model gives."""
+    return [statistic for statistic in wanted(steps) if "gradients" in statistic.needs]
+
+
 def stages(steps: Sequence[Step]) -> list[list[Step]]:
     """The chain cut behind each step that changes what layers are given."""
     cut: list[list[Step]] = [[]]

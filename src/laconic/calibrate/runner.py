@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from laconic.calibrate.block_pass import BlockPass, Course, apply
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.chain import wanted
+from laconic.calibrate.chain import from_gradients, wanted
 from laconic.calibrate.collect import collect
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.gradients import collect_gradients
@@ -88,7 +88,7 @@ class _Runner:
         self.finishes = bool(self.extra) and any(not w.needs for w in wants)
 
     def run(self, progress: Progress, what: str) -> list[LayerReport]:
-        of_gradients = [w for w in wanted(self.steps) if "gradients" in w.needs]
+        of_gradients = from_gradients(self.steps)
         if self.calibration is not None and of_gradients:
             self.course.gradients = collect_gradients(
                 self.source, self.calibration, of_gradients, device=self.options.device,

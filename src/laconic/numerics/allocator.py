@@ -8,7 +8,7 @@ import ctypes
 import sys
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # parameters of mallopt
-LARGE = 1 << 21  # bytes from which a block is mapped on its own, which costs a page fault for 4 KiB
+LARGE = 1 << 20  # bytes from which a block is mapped on its own, which costs a page fault for 4 KiB
 ARENAS = 2
 
 
