@@ -37,7 +37,7 @@ def run(name: str, options: argparse.Namespace) -> Result:
     print(f"== {name} ({options.slice})", flush=True)
     bench = Bench(
         name, options.zoo, options.data, options.slice, options.fresh,
-        lambda line: print(line, flush=True),
+        lambda line: print(line, flush=True), options.models,
     )  # fmt: skip
     module = importlib.import_module(f"benchmarks.{name.replace('/', '.')}")
     with bench.timed():
@@ -67,6 +67,11 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=SHARED / "zoo", help="folder of trained models")
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="folder of real inputs")
     parser.add_argument("--slice", choices=("quick", "full"), default="full")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME",
+        help="only these of the zoo: what is measured is cached for a run on all",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--fresh", action="store_true", help="ignore cached measurements")
     parser.add_argument("--write", action="store_true", help="put the results into docs/results.md")
@@ -74,11 +79,13 @@ def main() -> None:
     if options.list:
         print("\n".join(proofs()))
         return
+    if options.models and (options.write or options.all):
+        parser.error("--models leaves out results that --write and --all would overwrite")
     import torch
 
     from laconic.cli._common import quiet_libraries
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     quiet_libraries()
     results = [run(name, options) for name in select(options.proofs, options.all)]
     if options.json is not None:

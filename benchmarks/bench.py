@@ -67,13 +67,14 @@ class Bench:
         slice: `quick` or `full`.
         fresh: measure again what is cached.
         say: prints a line.
+        only: names of models, if not all.
     """
 
     def __init__(
         self, name: str, zoo: Path, data: Path, slice: Literal["quick", "full"], fresh: bool,
-        say: Callable[[str], None],
+        say: Callable[[str], None], only: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        self.zoo, self.data, self.slice, self.fresh = zoo, data, slice, fresh
+        self.zoo, self.data, self.slice, self.fresh, self.only = zoo, data, slice, fresh, only
         self.result = Result(name, slice)
         self._say = say
 
@@ -93,14 +94,17 @@ class Bench:
         self._say(f"note  {text}")
 
     def models(self) -> dict[str, str]:
-        """Every model of the zoo: name, and what `laconic.load` opens."""
+        """The models of the zoo, or those asked for: name, and what `laconic.load` opens."""
         found = {}
         for folder in sorted(p for p in self.zoo.iterdir() if (p / "model.safetensors").is_file()):
             plain = not (folder / "config.json").is_file()
             found[folder.name] = RESNET.format(folder) if plain else str(folder)
         if not found:
             raise SystemExit(f"{self.zoo}: no models there; give --zoo DIR")
-        return found
+        missing = [name for name in self.only or () if name not in found]
+        if missing:
+            raise SystemExit(f"{self.zoo}: no {missing[0]}; there are: {', '.join(found)}")
+        return {name: found[name] for name in self.only or found}
 
     def language_models(self) -> dict[str, str]:
         """Those of `models` that predict text."""

@@ -39,6 +39,14 @@ def test_plain_modules_are_named_by_their_factory(bench):
     assert bench.models()["plain"].startswith("laconic.zoo.resnet:resnet20@")
 
 
+def test_only_the_models_asked_for(bench):
+    bench.only = ["plain"]
+    assert list(bench.models()) == ["plain"]
+    bench.only = ["other"]
+    with pytest.raises(SystemExit, match="no other; there are: plain"):
+        bench.models()
+
+
 def test_results_replace_their_own_section_only(tmp_path):
     file = tmp_path / "results.md"
     first = Result(
