@@ -5,21 +5,14 @@ fitted to, errors from the held-out ones after them.
 """
 
 import statistics
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.bench import Bench
-from laconic.calibrate.calibration import read_calibration
-from laconic.calibrate.collect import collect
-from laconic.calibrate.inputs import Subject
-from laconic.calibrate.live import LiveBlock
-from laconic.calibrate.statistics import SecondMoment
-from laconic.calibrate.stream import open_stream
+from benchmarks.layers import Layer, model_layers, output_error
 from laconic.measure.speed import seconds
 from laconic.models.open import open_source
 from laconic.numerics.cholesky import inverse, inverse_upper
@@ -38,14 +31,6 @@ EXACT_ROWS = {"quick": 32, "full": 128}  # of each layer; rows do not depend on 
 VECTOR_ROWS = {"quick": 64, "full": 256}
 DIM, CENTROIDS = 4, 256
 ROUNDS = {"quick": 5, "full": 9}
-WINDOWS = {"quick": (64, 16), "full": (128, 32)}  # fitted, held out
-
-
-class _Layer(NamedTuple):
-    name: str
-    weight: Tensor  # (out, in)
-    moment: Tensor  # (in, in), of the inputs that factors come from
-    held_out: Tensor  # (in, in), of those on which errors are measured
 
 
 def prove(bench: Bench) -> None:
@@ -144,9 +129,9 @@ def _check_quick_forms(bench: Bench, name: str, run: dict[str, Any]) -> list[Any
 
 
 def _check_speed(bench: Bench, name: str, model: str) -> list[Any]:
-    layers = _layers(model, bench.data_for(model), bench.slice)
-    layer = max(layers, key=lambda layer: layer.weight.numel())
-    weight, upper = layer.weight, inverse_upper(layer.moment).factor
+    found = model_layers(model, bench.data_for(model), bench.slice)
+    layer = max(found, key=lambda layer: layer.matrix.numel())
+    weight, upper = layer.matrix, inverse_upper(layer.moment).factor
     grid = _grid(weight, 3, "minmax")
     slow, fast = seconds(
         lambda: block_sweep(weight, upper, _rounder(grid)),
@@ -164,27 +149,27 @@ def _check_speed(bench: Bench, name: str, model: str) -> list[Any]:
 
 def _errors(model: str, data: Path, slice: str) -> dict[str, Any]:
     """What each way of rounding loses on each layer, and the quick forms beside the exact ones."""
-    layers = [_layer_errors(layer, slice) for layer in _layers(model, data, slice)]
+    layers = [_layer_errors(layer, slice) for layer in model_layers(model, data, slice)]
     total = sum(len(block.layers) for block in open_source(model).blocks)
     return {"layers": layers, "unseen": total - len(layers)}
 
 
-def _layer_errors(layer: _Layer, slice: str) -> dict[str, Any]:
-    narrow = layer.weight.shape[1] <= EXACT_WIDTH
-    few = layer._replace(weight=layer.weight[: EXACT_ROWS[slice]])
+def _layer_errors(layer: Layer, slice: str) -> dict[str, Any]:
+    narrow = layer.matrix.shape[1] <= EXACT_WIDTH
+    few = layer._replace(weight=layer.matrix[: EXACT_ROWS[slice]])
     return {
         "name": layer.name,
         "all": _rounded(layer, exact=False),
         "narrow": _rounded(few, exact=True) if narrow else None,
-        "blocks": _blocks(layer._replace(weight=layer.weight[: VECTOR_ROWS[slice]])),
+        "blocks": _blocks(layer._replace(weight=layer.matrix[: VECTOR_ROWS[slice]])),
         "lines": _lines(layer),
-        "svd": _svd_ratio(layer.weight),
+        "svd": _svd_ratio(layer.matrix),
     }
 
 
-def _rounded(layer: _Layer, exact: bool) -> dict[str, Any]:
+def _rounded(layer: Layer, exact: bool) -> dict[str, Any]:
     """Relative output errors by grid and way of rounding."""
-    weight, moment = layer.weight, layer.moment
+    weight, moment = layer.matrix, layer.moment
     order = activation_order(moment)
     upper, by_order = (inverse_upper(m).factor for m in (moment, moment[order][:, order]))
     found = {}
@@ -199,15 +184,15 @@ def _rounded(layer: _Layer, exact: bool) -> dict[str, Any]:
             if exact:
                 values["exact"] = exact_quantize(weight, inverse(moment), grid).values
             found[f"int{bits} row {kind}"] = {
-                key: _error(weight, value, layer.held_out) for key, value in values.items()
+                key: output_error(weight, value, layer.held_out) for key, value in values.items()
             }
     return found
 
 
-def _blocks(layer: _Layer) -> dict[str, float]:
+def _blocks(layer: Layer) -> dict[str, float]:
     """Relative output errors of vectors of 4 columns, with the exact and with the diagonal step."""
-    columns = layer.weight.shape[1] // DIM * DIM
-    weight, held_out = layer.weight[:, :columns], layer.held_out[:columns, :columns]
+    columns = layer.matrix.shape[1] // DIM * DIM
+    weight, held_out = layer.matrix[:, :columns], layer.held_out[:columns, :columns]
     upper = inverse_upper(layer.moment[:columns, :columns]).factor
     points = weight.reshape(1, -1, DIM)
     codebook = kmeans(points, min(CENTROIDS, points.shape[1]), iterations=10).centroids
@@ -221,13 +206,13 @@ def _blocks(layer: _Layer) -> dict[str, float]:
             return codebook[0, index[0]]
 
         values = block_sweep(weight, upper, quantize, dim=DIM, exact=exact).values
-        found["exact" if exact else "diagonal"] = _error(weight, values, held_out)
+        found["exact" if exact else "diagonal"] = output_error(weight, values, held_out)
     return found
 
 
-def _lines(layer: _Layer) -> dict[str, float]:
+def _lines(layer: Layer) -> dict[str, float]:
     """Distortions of 4 centroids for every 256 weights of a row, weighted as GPTVQ does."""
-    weight = layer.weight
+    weight = layer.matrix
     group = min(256, weight.shape[1])
     columns = weight.shape[1] // group * group
     saliency = inverse_upper(layer.moment).factor.diagonal()[:columns] ** -2
@@ -266,37 +251,6 @@ def _rounder(grid: UniformGrid) -> Any:
         return ((w / scale).round_().add_(zero).clamp_(grid.low, grid.high) - zero) * scale
 
     return quantize
-
-
-def _error(weight: Tensor, values: Tensor, moment: Tensor) -> float:
-    """||(W - W') X||^2 / ||W X||^2 from the second moment of X."""
-    off, whole = weight.double() - values, weight.double()
-    return float((off @ moment * off).sum() / (whole @ moment * whole).sum())
-
-
-def _layers(model: str, data: Path, slice: str) -> Iterator[_Layer]:
-    """Every layer of the blocks that data reaches, with the second moments of its inputs."""
-    source = open_source(model)
-    fitted, held_out = WINDOWS[slice]
-    calibration = read_calibration(
-        data, Subject(source.skeleton, source.folder), fitted=fitted, held_out=held_out
-    )
-    stream = open_stream(source, calibration.inputs)
-    wants = SecondMoment()
-    for number, block in enumerate(source.blocks):
-        live = LiveBlock(source, block)
-        seen = [
-            collect(live, live.layers, [wants], partial(stream.run, number, live.module), which)
-            for which in (calibration.fitted, calibration.held_out)
-        ]
-        for layer in live.layers:
-            fit, held = (stats[layer.name] for stats in seen)
-            if min(fit.count(wants), held.count(wants)) > 0:
-                weight = live.weight(layer).float()
-                matrix = weight.reshape(len(weight), -1)
-                yield _Layer(layer.name, matrix, fit.mean(wants), held.mean(wants))
-        with torch.inference_mode():
-            stream.advance(number, live.module)
 
 
 def _grids() -> list[str]:

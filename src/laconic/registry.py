@@ -62,6 +62,16 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.gptq:GPTQ",
         "Rounds to a uniform grid column by column, later columns making up for the error of earlier ones.",
     ),
+    "obq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.obc:OBQ",
+        "Rounds each row weight by weight, always the one that costs least; the others make up for it exactly.",
+    ),
+    "exactobs": Entry(
+        Kind.METHOD,
+        "laconic.prune.exactobs:ExactOBS",
+        "Zeros each row weight by weight, always the one that costs least; the others make up for it exactly.",
+    ),
     "magnitude": Entry(
         Kind.METHOD,
         "laconic.prune.magnitude:Magnitude",

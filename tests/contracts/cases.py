@@ -6,6 +6,8 @@ A list of settings, given to the class as keywords; the first one should be the 
 METHODS = {
     "ecgptq": [{}, {"bits": 2.3, "columns": "yes"}, {"bits": 1.0, "share": "row", "order": "natural"}, {"bits": 6.0, "columns": "no", "trade": 0.0}],
     "gptq": [{}, {"bits": 2, "group": "row", "order": "natural"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False, "damp": 0.1}],
+    "obq": [{}, {"bits": 2, "group": "row", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}, {"widest": 8}],
+    "exactobs": [{}, {"sparsity": 0.7, "pattern": "row", "damp": 0.1}, {"pattern": "2:4"}, {"pattern": "1x4"}, {"pattern": "1:3", "widest": 8}],
     "awq": [{}, {"bits": 2, "group": "row", "range": "mse", "grid": 3}, {"bits": 8, "group": "tensor", "symmetric": False}, {"bits": 3, "group": 8, "range": "minmax"}],
     "smoothquant": [{}, {"alpha": 0.8, "bits": 6, "group": 16}, {"group": "tensor", "inputs": "static"}],
     "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],

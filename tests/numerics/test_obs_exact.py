@@ -5,11 +5,11 @@ import torch
 
 from laconic.errors import BadWeights, UsageError
 from laconic.numerics import obs_exact
-from laconic.numerics._obs_eliminate import eliminate_torch
+from laconic.numerics._obs_eliminate import eliminate_blocks_torch, eliminate_torch
 from laconic.numerics.absorb import absorb_error
 from laconic.numerics.cholesky import inverse, inverse_upper
 from laconic.numerics.obs import activation_order, grid_sweep, sparse_sweep
-from laconic.numerics.obs_exact import exact_prune, exact_quantize, kept_after
+from laconic.numerics.obs_exact import exact_prune, exact_prune_blocks, exact_quantize, kept_after
 from tests.numerics.layers import clipped_grid, damped, layer, mixed_layer, output_loss, row_grid
 
 
@@ -18,6 +18,7 @@ def device(request, monkeypatch):
     """The kernel of this device, and that of the others, run here."""
     if request.param == "torch":
         monkeypatch.setattr(obs_exact, "eliminate_numba", eliminate_torch)
+        monkeypatch.setattr(obs_exact, "eliminate_blocks_numba", eliminate_blocks_torch)
 
 
 def test_each_step_takes_the_weight_whose_removal_costs_least(device):
@@ -60,6 +61,47 @@ def test_values_and_losses_equal_the_closed_form(device, steps):
     want = output_loss(weight - found.values, damped(h))
     assert torch.allclose(found.loss.sum(dim=1), want, rtol=1e-8)
     assert (found.values[~keep] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_step_takes_the_block_whose_removal_costs_least(device, size):
+    weight, h = layer(4, 12)
+    damp_h, blocks = damped(h), 12 // size
+    found = exact_prune_blocks(weight, inverse(h), size)
+    for row in range(4):
+        w, gone, total = weight[row].double(), [], 0.0
+        for step in range(blocks):
+            columns = lambda block: [*range(block * size, block * size + size)]  # noqa: E731
+            before = [j for block in gone for j in columns(block)]
+            left = set(range(blocks)) - set(gone)
+            costs = {b: refit(w, damp_h, before + columns(b))[1] for b in left}
+            best = min(costs, key=costs.get)
+            assert found.order[row, step] == best
+            assert found.loss[row, step].item() == pytest.approx(costs[best] - total, abs=1e-9)
+            gone.append(best)
+            total = costs[best]
+
+
+def test_values_after_some_blocks(device):
+    weight, h = layer(6, 24)
+    found = exact_prune_blocks(weight, inverse(h), 4, 2)
+    keep = kept_after(found.order, 6, 2).repeat_interleave(4, dim=1)
+    closed = (weight + absorb_error(weight * ~keep, h, keep)) * keep
+    assert torch.allclose(found.values, closed, atol=1e-8)
+    assert (found.values[~keep] == 0).all()
+
+
+def test_blocks_of_one_are_weights(device):
+    weight, h = layer(5, 10)
+    one, other = exact_prune_blocks(weight, inverse(h), 1), exact_prune(weight, inverse(h))
+    assert torch.equal(one.order, other.order) and torch.allclose(one.loss, other.loss)
+
+
+@pytest.mark.parametrize("size, steps", [(0, None), (5, None), (4, 4), (4, -1)])
+def test_blocks_that_do_not_fit(size, steps):
+    weight, h = layer(2, 12)
+    with pytest.raises(UsageError, match="blocks"):
+        exact_prune_blocks(weight, inverse(h), size, steps)
 
 
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 3), (3, 3), (0, 2)])

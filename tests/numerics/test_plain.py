@@ -8,7 +8,7 @@ from laconic.numerics.cholesky import inverse, inverse_upper
 from laconic.numerics.kmeans_1d import kmeans_1d_exact
 from laconic.numerics.obs import grid_sweep, sparse_sweep
 from laconic.numerics.obs_coded import coded_sweep, expected_lengths
-from laconic.numerics.obs_exact import exact_prune, exact_quantize
+from laconic.numerics.obs_exact import exact_prune, exact_prune_blocks, exact_quantize
 from tests.numerics.layers import layer, row_grid
 from tests.plain import check_same
 
@@ -50,6 +50,13 @@ def test_exact_sweeps(masked):
             *exact_quantize(weight, inverse(h), grid, keep=keep),
         ],
     )  # fmt: skip
+
+
+def test_exact_blocks():
+    weight, h = layer(3, 12)
+    check_same(
+        _obs_eliminate, "_eliminate_blocks", lambda: exact_prune_blocks(weight, inverse(h), 3)
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])

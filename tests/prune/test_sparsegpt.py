@@ -45,9 +45,9 @@ def test_is_the_algorithm_of_the_paper(pattern, columns):
     moment = (x.T @ x / len(x)).double()
     n, _, m = pattern.partition(":")
     run = (int(n), int(m)) if m else None
-    values, keep, damping = sweep(weight, moment, 0.6, pattern, 0.01)
+    values, keep, note = sweep(weight, moment, 0.6, pattern, 0.01)
     expected, mask = by_hand(weight, moment, 0.6, run, 0.01)
-    assert damping == 0.01
+    assert note == ""
     assert (keep == mask).float().mean() > 0.999  # float32 may decide a near tie otherwise
     if torch.equal(keep, mask):
         assert torch.allclose(values.double(), expected, atol=1e-3)

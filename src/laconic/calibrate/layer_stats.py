@@ -107,6 +107,6 @@ class LayerStats:
         return LayerStats(self.layer, kept, self.notes, transform=transform.kind)
 
     def note(self, text: str) -> None:
-        """Has the report say something of this layer, once."""
-        if text not in self.notes:
+        """Has the report say something of this layer, once; an empty text is nothing."""
+        if text and text not in self.notes:
             self.notes.append(text)

@@ -5,6 +5,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+SMALLEST = 1e-300  # pivot: what is left of an inverse may round to less than 0
 OUTSIDE = 0.5 + 1e-6  # steps from the nearest grid point: farther is outside of the grid
 
 
@@ -88,6 +89,90 @@ def _eliminate(  # type: ignore[no-untyped-def]
                 x[k] -= column[k] * (error / pivot)
         for p in range(n):
             w[r, index[p]] = x[p]
+
+
+def eliminate_blocks_numba(*arguments: object) -> None:
+    _eliminate_blocks(*(a.numpy() if isinstance(a, Tensor) else a for a in arguments))
+
+
+@njit(cache=True, nogil=True)
+def _block_cost(h, x, at):  # type: ignore[no-untyped-def]
+    """x_B (h_BB)^-1 x_B for the entries `at`: what it costs to make them zero together."""
+    size = at.size
+    lower, y = np.empty((size, size)), np.empty(size)
+    total = 0.0
+    for i in range(size):
+        for j in range(i + 1):
+            value = h[at[i], at[j]]
+            for k in range(j):
+                value -= lower[i, k] * lower[j, k]
+            lower[i, j] = np.sqrt(max(value, SMALLEST)) if i == j else value / lower[j, j]
+        y[i] = x[at[i]]
+        for k in range(i):
+            y[i] -= lower[i, k] * y[k]
+        y[i] /= lower[i, i]
+        total += y[i] * y[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _eliminate_blocks(w, inverse, size, order, loss):  # type: ignore[no-untyped-def]
+    """Zeros blocks of `size` columns of w (r, C) until `order` (r, S) is full of their numbers."""
+    columns = w.shape[1]
+    h, x = np.empty((columns, columns)), np.empty(columns)
+    index, place = np.empty(columns, np.int64), np.empty(columns, np.int64)
+    at = np.empty(size, np.int64)
+    for r in range(w.shape[0]):
+        h[:], x[:], index[:], place[:] = inverse, w[r], np.arange(columns), np.arange(columns)
+        n = columns
+        for s in range(order.shape[1]):
+            chosen, best = -1, np.inf
+            for block in range(columns // size):
+                if place[block * size] >= 0:
+                    at[:] = place[block * size : (block + 1) * size]
+                    cost = _block_cost(h, x, at)
+                    if cost < best or chosen < 0:
+                        chosen, best = block, cost
+            order[r, s], loss[r, s] = chosen, best
+            for j in range(chosen * size, (chosen + 1) * size):
+                p = place[j]
+                value = x[p]
+                place[index[n - 1]], place[j] = p, -1
+                column, pivot = _drop(h, x, index, p, n)
+                n -= 1
+                for k in range(n):
+                    x[k] -= column[k] * (value / pivot)
+                w[r, j] = 0
+        for p in range(n):
+            w[r, index[p]] = x[p]
+
+
+def eliminate_blocks_torch(
+    w: Tensor, inverse: Tensor, size: int, order: Tensor, loss: Tensor
+) -> None:
+    """`_eliminate_blocks` on any device, all rows of `w` (r, C) together; equal up to rounding."""
+    rows, columns = w.shape
+    row = torch.arange(rows, device=w.device)
+    h = inverse.repeat(rows, 1, 1)
+    alive = torch.ones(rows, columns // size, dtype=torch.bool, device=w.device)
+    within = torch.arange(size, device=w.device)
+    for s in range(order.shape[1]):
+        tiles = h.reshape(rows, columns // size, size, columns // size, size)
+        own = tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # (r, blocks, size, size)
+        own = torch.where(
+            alive[..., None, None], own, torch.eye(size, dtype=w.dtype, device=w.device)
+        )
+        values = w.reshape(rows, -1, size, 1)
+        cost = (values * torch.linalg.solve(own, values)).sum(dim=(2, 3))
+        cost, chosen = cost.masked_fill(~alive, torch.inf).min(dim=1)
+        order[:, s], loss[:, s] = chosen, cost
+        at = chosen[:, None] * size + within  # (r, size)
+        pulled = h.gather(1, at[:, :, None].expand(-1, -1, columns))  # (r, size, C)
+        solved = torch.linalg.solve(own[row, chosen], pulled)
+        w.sub_((values[row, chosen].mT @ solved).squeeze(1))
+        h.baddbmm_(pulled.mT, solved, alpha=-1)
+        alive[row, chosen] = False
+        w.masked_fill_(~alive.repeat_interleave(size, dim=1), 0)
 
 
 def eliminate_torch(

@@ -31,6 +31,11 @@ class Factor(NamedTuple):
     damping: Tensor
     dead: Tensor
 
+    def raised(self, damp: float) -> str:
+        """What should be noted where more than `damp` was needed; empty where it was not."""
+        most = float(self.damping.max())
+        return f"damping was raised to {most:.2g}" if most > damp else ""
+
 
 @one_thread()
 def damped_cholesky(moment: Tensor, damp: float = 0.01) -> Factor:

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from laconic.errors import UsageError
 from laconic.numerics._checks import check_finite, check_shape, check_square
-from laconic.numerics._obs_eliminate import eliminate_numba, eliminate_torch
+from laconic.numerics._obs_eliminate import (
+    eliminate_blocks_numba,
+    eliminate_blocks_torch,
+    eliminate_numba,
+    eliminate_torch,
+)
 from laconic.numerics._obs_run import check_pattern, own_grid
 from laconic.numerics.obs_types import UniformGrid
 from laconic.numerics.parallel import parallel_map
@@ -75,6 +80,48 @@ def exact_prune(
         raise UsageError(f"steps must be 0 to the number of columns, {columns}, found {steps!r}")
     keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     return _run(weight, inverse, None, keep, steps, pattern or (0, 1))
+
+
+def exact_prune_blocks(
+    weight: Tensor, inverse: Tensor, size: int, steps: int | None = None
+) -> ExactSweep:
+    """Sets blocks of neighbours to zero one by one, each time the one that costs least in its row.
+
+    A block B costs w_B (H^-1_BB)^-1 w_B (OBC, section 4).
+
+    Args:
+        weight: (R, C).
+        inverse: (C, C), the inverse of the damped second moment, shared by all rows.
+        size: columns of a block; divides C.
+        steps: blocks of each row that go; all by default.
+
+    Returns:
+        Values; order (R, S), the numbers of blocks; losses (R, S).
+
+    Raises:
+        UsageError: shapes, size or steps that do not fit.
+        BadWeights: NaN or infinity.
+
+    Example:
+        >>> exact_prune_blocks(torch.tensor([[3.0, 0.0, 1.0, 1.0]]), torch.eye(4), 2, 1).order
+        tensor([[1]])
+    """
+    columns = _check(weight, inverse)
+    if size < 1 or columns % size:
+        raise UsageError(f"blocks of {size!r} do not divide rows of {columns}")
+    blocks = columns // size
+    steps = blocks if steps is None else steps
+    if not 0 <= steps <= blocks:
+        raise UsageError(f"steps must be 0 to the number of blocks, {blocks}, found {steps!r}")
+    values = weight.detach().to(PRECISION, copy=True)
+    inverse = inverse.to(PRECISION).contiguous()
+    order = torch.zeros(len(weight), steps, dtype=torch.int64, device=weight.device)
+    loss = torch.zeros(len(weight), steps, dtype=PRECISION, device=weight.device)
+    kernel = eliminate_blocks_numba if _on_cpu(weight) else eliminate_blocks_torch
+    parallel_map(
+        lambda part: kernel(values[part], inverse, size, order[part], loss[part]), _parts(weight)
+    )
+    return ExactSweep(values, order, loss)
 
 
 def exact_quantize(
@@ -160,18 +207,29 @@ def _run(
     order = torch.full((rows, steps), -1, dtype=torch.int64, device=weight.device)
     loss = torch.zeros(rows, steps, dtype=PRECISION, device=weight.device)
     codes = torch.zeros(rows, columns, dtype=torch.uint8, device=weight.device)
-    cpu = weight.device.type == "cpu"
-    at_once = ROWS_AT_ONCE if cpu else max(1, BYTES_AT_ONCE // (8 * columns**2))
+    kernel = eliminate_numba if _on_cpu(weight) else eliminate_torch
     scale, zero, low, high = _by_column(grid, columns, values)
 
     def sweep(part: slice) -> None:
-        (eliminate_numba if cpu else eliminate_torch)(
+        kernel(
             values[part], inverse, scale[part], zero[part], low, high, keep[part], *pattern,
             order[part], loss[part], codes[part],
         )  # fmt: skip
 
-    parallel_map(sweep, [slice(r, r + at_once) for r in range(0, rows, at_once)])
+    parallel_map(sweep, _parts(weight))
     return ExactSweep(values, order, loss, None if grid is None else codes)
+
+
+def _on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu"
+
+
+def _parts(weight: Tensor) -> list[slice]:
+    """The rows, as many at a time as memory allows."""
+    rows, columns = weight.shape
+    most = max(1, BYTES_AT_ONCE // (8 * columns**2))
+    at_once = ROWS_AT_ONCE if _on_cpu(weight) else most
+    return [slice(r, r + at_once) for r in range(0, rows, at_once)]
 
 
 def _by_column(

@@ -109,6 +109,27 @@ def masked(weight: Tensor, keep: Tensor, pattern: str) -> Masked:
     return Masked.of(weight, mask)
 
 
+def filled_up(rows: Tensor, square: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (R, C) and a matrix (C, C) of their columns with a short last run filled up to m columns.
+
+    The third of the result (C,) is where the old columns are.
+
+    It is filled up with zeros that are tied to nothing. They stand before the run's own columns, so
+    that of equal costs they go first, and a run of w columns keeps min(n, w) of its own.
+    """
+    columns = rows.shape[1]
+    short = columns % m
+    place = torch.arange(columns, device=rows.device)
+    if not short:
+        return rows, square, place
+    place[columns - short :] += m - short
+    wide = rows.new_zeros(len(rows), columns + m - short)
+    wide[:, place] = rows
+    large = torch.eye(wide.shape[1], dtype=square.dtype, device=square.device)
+    large[place[:, None], place] = square
+    return wide, large, place
+
+
 def ragged_note(columns: int, pattern: str) -> str:
     """What should be noted where n:m does not divide a row; empty where it does."""
     run = run_of(pattern)

@@ -52,7 +52,5 @@ class ScoredPruner(Pruner):
         check_finite("the weight", weight)
         rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
         keep = _patterns.keep_greatest(self.score(rows, stats), self.sparsity, self.pattern)
-        note = _patterns.ragged_note(rows.shape[1], self.pattern)
-        if note:
-            stats.note(note)
+        stats.note(_patterns.ragged_note(rows.shape[1], self.pattern))
         return _patterns.masked(weight, keep, self.pattern)

@@ -59,21 +59,18 @@ class SparseGPT(Pruner):
         """`weight` (out, in, ...) with zeros, and what is left of it moved."""
         check_finite("the weight", weight)
         rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
-        values, keep, damping = sweep(
+        values, keep, note = sweep(
             rows, stats.mean(SecondMoment()), self.sparsity, self.pattern, self.damp
         )
-        if damping > self.damp:
-            stats.note(f"damping was raised to {damping:.2g}")
-        note = _patterns.ragged_note(rows.shape[1], self.pattern)
-        if note:
-            stats.note(note)
+        stats.note(note)
+        stats.note(_patterns.ragged_note(rows.shape[1], self.pattern))
         return _patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
 
 
 def sweep(
     rows: Tensor, moment: Tensor, sparsity: float, pattern: str, damp: float
-) -> tuple[Tensor, Tensor, float]:
-    """The pruned weights (R, C), which of them stay, and the damping that was needed.
+) -> tuple[Tensor, Tensor, str]:
+    """The pruned weights (R, C), which of them stay, and what should be noted.
 
     Args:
         rows: (R, C) float32.
@@ -86,28 +83,10 @@ def sweep(
     seen = rows.masked_fill(factor.dead, 0)  # costs nothing, so that it goes first
     run = _patterns.run_of(pattern)
     columns = torch.arange(rows.shape[1], device=rows.device)
-    if run is not None and len(columns) % run[1]:
-        seen, upper, columns = _filled_up(seen, factor.factor, run[1])
-    else:
-        upper = factor.factor
+    upper = factor.factor
+    if run is not None:
+        seen, upper, columns = _patterns.filled_up(seen, upper, run[1])
     found = sparse_sweep(seen, upper, sparsity=None if run else sparsity, pattern=run)
     assert found.keep is not None
     values, keep = found.values[:, columns], found.keep[:, columns]
-    return torch.where(keep & factor.dead, rows, values), keep, factor.damping.item()
-
-
-def _filled_up(rows: Tensor, upper: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights and factor with a short last run filled up to m columns, and where the old ones are.
-
-    It is filled up with zeros that are tied to nothing. They stand before the run's own columns, so
-    that of equal costs they go first, and a run of w columns keeps min(n, w) of its own.
-    """
-    columns = rows.shape[1]
-    short = columns % m
-    place = torch.arange(columns, device=rows.device)
-    place[columns - short :] += m - short
-    wide = rows.new_zeros(len(rows), columns + m - short)
-    wide[:, place] = rows
-    square = torch.eye(wide.shape[1], dtype=upper.dtype, device=upper.device)
-    square[place[:, None], place] = upper
-    return wide, square, place
+    return torch.where(keep & factor.dead, rows, values), keep, factor.raised(damp)

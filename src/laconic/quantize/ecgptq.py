@@ -150,8 +150,7 @@ def _prepare(method: ECGPTQ, weight: Tensor, stats: LayerStats) -> _Task:
     else:
         moment = stats.mean(SecondMoment())
     order, found = ordered_factor(moment, method.order, method.damp)
-    if (found.damping > method.damp).any():
-        stats.note(f"damping was raised to {found.damping.item():.2g}")
+    stats.note(found.raised(method.damp))
     upper, scale = found.factor, None
     spread = found.factor.diagonal()[order.argsort()]
     if method.columns == "yes" or (
