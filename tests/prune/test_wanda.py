@@ -5,7 +5,7 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import Collected, InputNorm, Observation, SecondMoment
 from laconic.errors import BadWeights, DataError
 from laconic.prune.magnitude import Magnitude
-from laconic.prune.wanda import Wanda, input_norm, scores
+from laconic.prune.wanda import Wanda, scores
 from tests.prune.layers import layer, lost, stats_of
 
 
@@ -50,8 +50,8 @@ def test_second_moments_do_where_there_are_no_norms():
         stats_of(Wanda(), weight, x).layer,
         {SecondMoment(): Collected(SecondMoment()).update(Observation(x, None))},
     )
-    assert torch.allclose(input_norm(moment), input_norm(stats_of(Wanda(), weight, x)), rtol=1e-5)
-    assert torch.allclose(input_norm(moment).float(), x.square().mean(dim=0).sqrt(), rtol=1e-4)
+    assert torch.allclose(moment.input_norm(), stats_of(Wanda(), weight, x).input_norm(), rtol=1e-5)
+    assert torch.allclose(moment.input_norm().float(), x.square().mean(dim=0).sqrt(), rtol=1e-4)
 
 
 def test_what_is_missing_or_damaged():

@@ -93,7 +93,7 @@ def test_block_scales_and_small_entries():
 
 @pytest.mark.parametrize(
     "settings, match", [
-        ({"dim": 3}, "dim"), ({"bits": 9, "dim": 2}, "bits times dim"), ({"bits": 0}, "bits times"),
+        ({"dim": 5}, "dim"), ({"bits": 9, "dim": 2}, "bits times dim"), ({"bits": 0}, "bits times"),
         ({"bits": 1.3}, "bits times"), ({"rows_per_group": 0}, "rows_per_group"),
         ({"columns_per_group": 3}, "multiple of dim"), ({"columns_per_group": 2.0}, "columns_per"),
         ({"scale_block": -1}, "scale_block"), ({"entries": "fp8"}, "entries"),
@@ -107,7 +107,7 @@ def test_settings(settings, match):
 
 def test_patches_that_cannot_be():
     with pytest.raises(UsageError, match="dim must be one of"):
-        Patches(4, 4, 3, 1, 3)
+        Patches(4, 4, 5, 1, 3)
     with pytest.raises(UsageError, match="do not fill"):
         Patches(4, 4, 2, 1, 3)
 

@@ -216,6 +216,7 @@ def apply(
         for task, (record, notes) in zip(tasks, course.options.farm.map(step, tasks)):
             stats[task.layer.name].notes[:] = notes
             live.install(task.layer, record)
+        live.decode()
     elif isinstance(step, BlockStep):
         sequences = () if course.calibration is None else course.calibration.fitted
         step.revise_block(

@@ -13,7 +13,7 @@ from laconic.calibrate.statistics import (
     Statistic,
     symmetric,
 )
-from laconic.errors import DataError, UsageError
+from laconic.errors import BadWeights, DataError, UsageError
 from laconic.models.layout import Layer
 from laconic.tensors import CompressedTensor, InputTransform
 from laconic.tensors.masked import mask_of, masked_again, replaceable
@@ -64,6 +64,21 @@ class LayerStats:
         moment = self[statistic][name]
         whole = symmetric(moment) if moment.ndim == 2 and name != "cross" else moment
         return whole / max(1, self.count(statistic))
+
+    def input_norm(self) -> Tensor:
+        """(C,) float64: the root of the mean square of each input, which ranks as its norm does.
+
+        Raises:
+            BadWeights: the inputs hold NaN or infinity.
+            DataError: neither norms nor second moments of the inputs were collected.
+        """
+        if InputNorm() not in self.collected and SecondMoment() in self.collected:
+            square = self.mean(SecondMoment()).diagonal()  # behind a transform that is all there is
+        else:
+            square = self.mean(InputNorm(), "square")
+        if not square.isfinite().all():
+            raise BadWeights(f"{self.layer.name}: its inputs hold NaN or infinity")
+        return square.clamp(min=0).sqrt()
 
     def keep(self) -> Tensor | None:
         """`mask` as booleans (R, C) over the rows of the weight."""

@@ -1,7 +1,8 @@
 """Parts of a model with their weights in memory, ready to compute and to be watched.
 
-Everything computes in fp32, whatever the weights' dtype; weights keep theirs and are widened as they
-are multiplied, so that a block costs no more memory than it has on disk.
+Everything computes in fp32, whatever the weights' dtype. Weights of small blocks are decoded to it once;
+those of large ones keep their dtype and are widened as they are multiplied, so that a block costs no more
+memory than it has on disk.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +18,15 @@ from laconic.errors import BadWeights
 from laconic.models.layout import Block, Layer
 from laconic.models.source import ModelSource, structure_of
 from laconic.tensors import CompressedTensor, Dense, Stacked
+from laconic.tensors.decoded import decode_slots, decoded_bytes
 from laconic.tensors.modules import NOTHING, CompressedModule, Observer, Sight
 from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
 Key = tuple[str, str, int]  # module, slot, position in a fused parameter (0 where there is one)
+DECODED = (
+    1 << 26
+)  # bytes of decoded weights that a block may keep; larger ones take longer to multiply
 Trace = list[tuple[str, Sight]]  # what each watched module multiplied, in order: (module, sight)
 
 
@@ -59,6 +64,8 @@ class LiveBlock:
         self._holder = holder
         for path, slots in self._dense_slots().items():
             replace_module(holder, self._inside(path), slots).to(device)
+        self._keeps_decoded = decoded_bytes(self.module) <= DECODED
+        self.decode()
 
     @property
     def module(self) -> nn.Module:
@@ -95,6 +102,13 @@ class LiveBlock:
         )
         module = self.computing(layer.module)
         module.records[layer.slot] = self._records[layer.module, layer.slot]
+        module.operands = {}
+
+    def decode(self) -> None:
+        """Has what was installed decoded once, and not with each multiplication; not in large blocks."""
+        for path in self.slots() if self._keeps_decoded else ():
+            if not self.computing(path).operands:
+                decode_slots(self.computing(path))
 
     def slots(self) -> dict[str, dict[str, Record]]:
         """The records of its modules, by path and parameter."""

@@ -18,7 +18,9 @@ from laconic.errors import DataError
 from laconic.numerics.parallel import parallel_map
 from laconic.numerics.precision import exact_products
 from laconic.progress import SILENT, Progress
+from laconic.tensors.decoded import kept_decoded
 
+DECODED = 1 << 28  # bytes of decoded weights that are kept from window to window
 Batch = tuple[
     dict[str, Tensor], Tensor
 ]  # inputs, targets (B, T) with -100 where nothing is predicted
@@ -84,9 +86,10 @@ def measure_losses(
         DataError: there are no batches, or the data does not suit the model.
     """
     rows: list[Tensor] = []
-    for inputs, targets in progress.track(list(batches), "evaluating"):
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        rows += _rows(model, reference, inputs, targets.to(device))
+    with kept_decoded(model, DECODED), kept_decoded(reference or nn.Module(), DECODED):
+        for inputs, targets in progress.track(list(batches), "evaluating"):
+            inputs = {name: value.to(device) for name, value in inputs.items()}
+            rows += _rows(model, reference, inputs, targets.to(device))
     if not rows:
         raise DataError("there is no data to evaluate on")
     table = torch.stack(rows)

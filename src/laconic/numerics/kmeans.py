@@ -112,6 +112,28 @@ def nearest(
     return found.assignment, found.distance
 
 
+def subsample(
+    points: Tensor, weights: Tensor | None, limit: int, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """At most `limit` of each problem's points (B, N, D), drawn at random; those without weight last.
+
+    Args:
+        points: (B, N, D).
+        weights: (B, N, D), of each coordinate; or None.
+        limit: above 0.
+        seed: the same draws the same points on every machine.
+    """
+    if points.shape[1] <= limit:
+        return points, weights
+    generator = torch.Generator().manual_seed(seed)
+    key = torch.rand(points.shape[1], generator=generator).to(points.device)
+    key = key.expand(points.shape[:2])
+    if weights is not None:
+        key = key + (weights.amax(-1) == 0)
+    chosen = key.argsort(dim=1)[:, :limit].unsqueeze(-1).expand(-1, -1, points.shape[2])
+    return points.gather(1, chosen), None if weights is None else weights.gather(1, chosen)
+
+
 class _State(NamedTuple):
     centroids: Tensor  # (B, K, D)
     assignment: Tensor  # (B, N)
@@ -242,7 +264,7 @@ def _means(points: Tensor, weights: Tensor | None, state: _State) -> Tensor:
     mass = mass.to(PRECISION).expand(batch, total, -1)  # (B, N, 1 or D)
 
     def by_cluster(values: Tensor) -> Tensor:
-        sums = [_cluster_sums(values[:, :, d].flatten(), key, batch * count) for d in range(dim)]
+        sums = [cluster_sums(values[:, :, d].flatten(), key, batch * count) for d in range(dim)]
         return torch.stack(sums, dim=1).reshape(batch, count, dim)
 
     share = by_cluster(mass.expand(batch, total, dim))
@@ -251,7 +273,7 @@ def _means(points: Tensor, weights: Tensor | None, state: _State) -> Tensor:
     return _reseeded(means, share.sum(dim=-1) == 0, points, state.distance)
 
 
-def _cluster_sums(values: Tensor, key: Tensor, size: int) -> Tensor:
+def cluster_sums(values: Tensor, key: Tensor, size: int) -> Tensor:
     """(size,) sums of float64 `values` by `key`, always in the same order."""
     if values.device.type == "cpu":
         return torch.bincount(key, weights=values, minlength=size)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from laconic.calibrate.layer_stats import LayerStats
-from laconic.calibrate.statistics import InputNorm, SecondMoment, Statistic
-from laconic.errors import BadWeights
+from laconic.calibrate.statistics import InputNorm, Statistic
 from laconic.method import Needs, Paper
 from laconic.prune._patterns import DEFAULT
 from laconic.prune._scored import ScoredPruner
@@ -48,25 +47,9 @@ class Wanda(ScoredPruner):
 
     def score(self, rows: Tensor, stats: LayerStats) -> Tensor:
         """|w_ij| ||x_j||, (R, C)."""
-        return scores(rows, input_norm(stats))
+        return scores(rows, stats.input_norm())
 
 
 def scores(rows: Tensor, norm: Tensor) -> Tensor:
     """|w_ij| ||x_j|| of the weights `rows` (R, C) and the `norm` (C,) of their inputs."""
     return rows.abs() * norm.to(rows.dtype)
-
-
-def input_norm(stats: LayerStats) -> Tensor:
-    """(C,) float64: the root of the mean square of each input, which ranks as its norm does.
-
-    Raises:
-        BadWeights: the inputs hold NaN or infinity.
-        DataError: neither norms nor second moments of the inputs were collected.
-    """
-    if InputNorm() not in stats.collected and SecondMoment() in stats.collected:
-        square = stats.mean(SecondMoment()).diagonal()  # behind a transform that is all there is
-    else:
-        square = stats.mean(InputNorm(), "square")
-    if not square.isfinite().all():
-        raise BadWeights(f"{stats.layer.name}: its inputs hold NaN or infinity")
-    return square.clamp(min=0).sqrt()

@@ -26,7 +26,7 @@ from laconic.tensors.packing import (
     unpack,
 )
 
-DIMS = (1, 2, 4, 8)
+DIMS = (1, 2, 3, 4, 6, 8)
 ENTRY_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int8)
 
 
@@ -77,6 +77,12 @@ class Patches:
         """Groups below and beside one another."""
         across = -(-self.vectors * self.dim // self.columns_per_group)
         return -(-self.rows // self.rows_per_group), across
+
+    def groups(self, device: torch.device) -> Tensor:
+        """The number of the group of each vector, (R, vectors)."""
+        down = torch.arange(self.rows, device=device) // self.rows_per_group
+        across = torch.arange(self.vectors, device=device) // (self.columns_per_group // self.dim)
+        return down[:, None] * self.grid[1] + across
 
     def cut(self, matrix: Tensor) -> Tensor:
         """`matrix` (R, C) as the vectors of each group, (groups, N, dim), zeros where it is ragged."""
@@ -223,12 +229,8 @@ class Codebook(Coded):
         return np.ascontiguousarray(out[:, : patches.columns])
 
     def _dense_by_torch(self) -> Tensor:
-        patches, device = self.patches, self.packed.device
-        down = torch.arange(patches.rows, device=device) // self.rows_per_group
-        across = torch.arange(patches.vectors, device=device) // (
-            self.columns_per_group // self.dim
-        )
-        group = down[:, None] * patches.grid[1] + across
+        patches = self.patches
+        group = patches.groups(self.packed.device)
         values = self.tables()[group, self.codes().int()]  # (R, V, dim)
         values = values.reshape(patches.rows, patches.vectors * self.dim)[:, : patches.columns]
         if self.scale is not None:
@@ -263,6 +265,22 @@ class Codebook(Coded):
             columns_per_group, pack(codes, meta["bits"]), entries,
             state.arrays.get("entry_scale"), scale, meta.get("scale_block", 0),
         )  # fmt: skip
+
+
+def int8_entries(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (groups, K, dim) in int8, symmetric, and the step of each codebook (groups,) bfloat16.
+
+    The greatest is always 127, so that what comes back is kept as it is when it is stored again.
+    """
+    greatest = (
+        entries.abs().amax(dim=(1, 2)) if entries.numel() else entries.new_zeros(len(entries))
+    )
+    step = (greatest / 127).to(torch.bfloat16)
+    above = step.to(entries.dtype) * 127 > greatest
+    step = (step.view(torch.int16) - above.to(torch.int16)).view(torch.bfloat16)  # the one below
+    step = step.clamp(min=torch.finfo(torch.bfloat16).tiny)
+    whole = (entries / step.to(entries.dtype)[:, None, None]).round().clamp(-127, 127)
+    return whole.to(torch.int8), step
 
 
 @njit(cache=True, nogil=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UsageError
-from laconic.numerics.kmeans import kmeans, nearest
-from laconic.tensors.codebook import DIMS, Codebook, Patches
+from laconic.numerics.kmeans import kmeans, nearest, subsample
+from laconic.tensors.codebook import DIMS, Codebook, Patches, int8_entries
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.dense import Dense
 from laconic.tensors.integer import SMALLEST_SCALE
@@ -44,7 +44,7 @@ class CodebookQuantizer(Quantizer[Clusters]):
 
     Args:
         bits: of a weight; `bits * dim`, the bits of a code, must be a whole number in 1..16.
-        dim: columns a vector: 1, 2, 4 or 8.
+        dim: columns a vector: 1, 2, 3, 4, 6 or 8.
         rows_per_group: rows that share a codebook; all by default.
         columns_per_group: columns that share a codebook, a multiple of dim; all by default.
         entries: how codebooks are kept: `"bf16"`, or `"int8"` with a scale for each.
@@ -95,7 +95,9 @@ class CodebookQuantizer(Quantizer[Clusters]):
             empty = torch.zeros(vectors.shape[0], 1, self.dim, dtype=torch.bfloat16)
             return self._kept(empty.to(x.device, PRECISION), scale, x.shape)
         magnitude = vectors.abs().amax().clamp(min=torch.finfo(PRECISION).tiny)
-        points, weights = _sample(vectors / magnitude, real, POINTS_PER_CENTROID * self._count)
+        points, weights = subsample(
+            vectors / magnitude, real, POINTS_PER_CENTROID * self._count, SEED
+        )
         count = min(self._count, points.shape[1])
         found = kmeans(points, count, weights=weights, iterations=self.iterations)
         owned = torch.nn.functional.one_hot(found.assignment, count).sum(1)  # (groups, K)
@@ -162,26 +164,8 @@ class CodebookQuantizer(Quantizer[Clusters]):
     def _kept(self, entries: Tensor, scale: Tensor | None, shape: torch.Size) -> Clusters:
         if self.entries == "bf16":
             return Clusters(entries.to(torch.bfloat16), None, scale, shape)
-        greatest = (
-            entries.abs().amax(dim=(1, 2)) if entries.numel() else entries.new_zeros(len(entries))
-        )
-        step = (greatest / 127).to(torch.bfloat16).clamp(min=SMALLEST_SCALE)
-        whole = (entries / step.to(PRECISION)[:, None, None]).round().clamp(-127, 127)
-        return Clusters(whole.to(torch.int8), step, scale, shape)
-
-
-def _sample(points: Tensor, real: Tensor | None, limit: int) -> tuple[Tensor, Tensor | None]:
-    """At most `limit` of each group's points (groups, N, dim), real ones first."""
-    if points.shape[1] <= limit:
-        return points, real
-    generator = torch.Generator().manual_seed(SEED)
-    key = (
-        torch.rand(points.shape[1], generator=generator).to(points.device).expand(points.shape[:2])
-    )
-    if real is not None:
-        key = key + (real.amax(-1) == 0)
-    chosen = key.argsort(dim=1)[:, :limit].unsqueeze(-1).expand(-1, -1, points.shape[2])
-    return points.gather(1, chosen), None if real is None else real.gather(1, chosen)
+        whole, step = int8_entries(entries)
+        return Clusters(whole, step, scale, shape)
 
 
 register_quantizer(CodebookQuantizer)

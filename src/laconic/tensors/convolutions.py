@@ -50,7 +50,7 @@ class _CompressedConv(CompressedModule):
         if self.pad is not None:
             padded = F.pad(padded, self.pad[0], mode=self.pad[1])
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = type(self).convolve(padded, self.weight.dense(x.dtype), bias, **self.geometry)
+        y = type(self).convolve(padded, self.operand().dense(x.dtype), bias, **self.geometry)
         if self.observer is None:
             return y
         # What is shown is what is passed on, so that gradients reach it.

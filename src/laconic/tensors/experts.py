@@ -45,7 +45,9 @@ class CompressedExperts(CompressedModule):
         if not isinstance(stack, Stacked):
             raise UsageError(f"experts compute with a stack, found {type(stack).__name__}")
         inputs = self.transformed(x, slot)
-        y = F.linear(self.quantized(inputs, slot), stack.slice(expert, x.dtype))
+        whole = self.operand(slot)
+        assert isinstance(whole, Stacked)
+        y = F.linear(self.quantized(inputs, slot), whole.slice(expert, x.dtype))
         first = expert * stack.per_slice
         self.show(x, inputs, y, slot, tuple(range(first, first + stack.per_slice)))
         return y

@@ -63,13 +63,19 @@ class Masked(CompressedTensor):
     def format(self) -> str:
         return f"{self.values.format}, {self.mask.format}"
 
+    @property
+    def skips(self) -> bool:
+        """Whether only what is kept is multiplied: whole channels were dropped."""
+        mask = self.mask
+        return isinstance(mask, ChannelMask) and self.values.shape == mask.kept_shape
+
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.mask.scatter(self.values.dense(dtype))
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ W.T + bias`; of whole channels, only those that are kept are multiplied."""
         mask = self.mask
-        if not isinstance(mask, ChannelMask) or self.values.shape != mask.kept_shape:
+        if not self.skips or not isinstance(mask, ChannelMask):
             return super().matmul(x, bias)
         kept = self.values.matmul(x[..., mask.columns], None if bias is None else bias[mask.rows])
         out = x.new_zeros(*x.shape[:-1], mask.rows.numel())

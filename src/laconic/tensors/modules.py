@@ -52,6 +52,7 @@ class CompressedModule(nn.Module):
 
     Attributes:
         observer: is shown every multiplication while it is set; calibration listens here.
+        operands: by slot, what is multiplied by instead of the value: see `laconic.tensors.decoded`.
     """
 
     slot_names: ClassVar[tuple[str, ...]] = ("weight",)
@@ -60,6 +61,7 @@ class CompressedModule(nn.Module):
         super().__init__()
         self.observer: Observer | None = None
         self.records: dict[str, Record] = {}
+        self.operands: dict[str, CompressedTensor] = {}
         self.shapes: dict[str, torch.Size] = {}  # that loaded values must have, where known
         for name in self.slot_names:
             slot = slots[name]
@@ -99,6 +101,10 @@ class CompressedModule(nn.Module):
         """The compressed tensors by slot."""
         return {name: record.weight for name, record in self.records.items()}
 
+    def operand(self, slot: str = "weight") -> CompressedTensor:
+        """What is multiplied by."""
+        return self.operands.get(slot) or self.records[slot].weight
+
     @property
     def resident_bytes(self) -> int:
         """Bytes that values and transforms occupy; the bias is an ordinary parameter."""
@@ -137,6 +143,7 @@ class CompressedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.operands = {}
         for name, record in self.records.items():  # follows to a device; keeps its own dtypes
             probe = torch.empty(0, dtype=torch.uint8, device=record.weight.device)
             device = fn(probe).device
@@ -197,7 +204,7 @@ class CompressedLinear(CompressedModule):
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., in) to (..., out)."""
         inputs = self.transformed(x)
-        y: Tensor = self.weight.matmul(self.quantized(inputs), self.bias)
+        y = self.operand().matmul(self.quantized(inputs), self.bias)
         self.show(x, inputs, y)
         return y
 
@@ -242,7 +249,7 @@ class TiedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., dim) to (..., rows)."""
-        y: Tensor = self.__dict__["embedding"].weight.matmul(x, self.bias)
+        y: Tensor = self.__dict__["embedding"].operand().matmul(x, self.bias)
         return y
 
 

@@ -55,6 +55,8 @@ class Stacked(CompressedTensor):
     def slice(self, number: int, dtype: torch.dtype | None = None) -> Tensor:
         """Slice `number`, (rows, in), dense; the other slices are not touched."""
         first = number * self.per_slice
+        if self.per_slice == 1:
+            return self.parts[first].dense(dtype)
         return torch.cat([p.dense(dtype) for p in self.parts[first : first + self.per_slice]])
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
