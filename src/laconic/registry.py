@@ -72,6 +72,31 @@ ENTRIES: dict[str, Entry] = {
         "laconic.prune.exactobs:ExactOBS",
         "Zeros each row weight by weight, always the one that costs least; the others make up for it exactly.",
     ),
+    "gptvq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.gptvq:GPTVQ",
+        "Rounds a few columns at a time to vectors of small codebooks, later columns making up for the error.",
+    ),
+    "aqlm": Entry(
+        Kind.METHOD,
+        "laconic.quantize.aqlm:AQLM",
+        "Makes each run of a row's weights the sum of one vector from each of several learned codebooks.",
+    ),
+    "nowag-vq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.nowag:NoWagVQ",
+        "Rounds neighbouring columns of the normalised weight to the nearest vector of one codebook.",
+    ),
+    "nowag-p": Entry(
+        Kind.METHOD,
+        "laconic.prune.nowag:NoWagPruner",
+        "Zeros the weights whose magnitude, divided by the lengths of column and row, times the input's is least.",
+    ),
+    "eora": Entry(
+        Kind.METHOD,
+        "laconic.quantize.eora:EoRA",
+        "Adds factors of low rank to what a method before it left, which give back most of the outputs.",
+    ),
     "magnitude": Entry(
         Kind.METHOD,
         "laconic.prune.magnitude:Magnitude",

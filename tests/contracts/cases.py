@@ -8,6 +8,11 @@ METHODS = {
     "gptq": [{}, {"bits": 2, "group": "row", "order": "natural"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False, "damp": 0.1}],
     "obq": [{}, {"bits": 2, "group": "row", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}, {"widest": 8}],
     "exactobs": [{}, {"sparsity": 0.7, "pattern": "row", "damp": 0.1}, {"pattern": "2:4"}, {"pattern": "1x4"}, {"pattern": "1:3", "widest": 8}],
+    "gptvq": [{}, {"bits": 3, "dim": 1, "entries": "bf16", "update": False}, {"dim": 4, "exact": False, "scale_block": 8}],
+    "aqlm": [{"rounds": 3}, {"codebooks": 2, "bits": 4, "length": 8, "beam": 2, "rounds": 2}, {"bits": 3, "length": 3, "rounds": 0}],
+    "nowag-vq": [{}, {"bits": 3, "dim": 1}, {"bits": 1.5, "dim": 2, "normalise": False}],
+    "nowag-p": [{}, {"sparsity": 0.7, "pattern": "row"}, {"pattern": "2:4"}],
+    "eora": [],  # makes nothing smaller: tests/quantize/test_eora.py
     "awq": [{}, {"bits": 2, "group": "row", "range": "mse", "grid": 3}, {"bits": 8, "group": "tensor", "symmetric": False}, {"bits": 3, "group": 8, "range": "minmax"}],
     "smoothquant": [{}, {"alpha": 0.8, "bits": 6, "group": 16}, {"group": "tensor", "inputs": "static"}],
     "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],
