@@ -137,6 +137,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.hadamard:Hadamard",
         "Rotates inputs and weights by a randomised Hadamard matrix, for what quantizes them next.",
     ),
+    "wush": Entry(
+        Kind.METHOD,
+        "laconic.quantize.wush:WUSH",
+        "Transforms inputs and weights block by block until both are equally easy to round, for what rounds them next.",
+    ),
     "activations": Entry(
         Kind.METHOD,
         "laconic.quantize.activations:Activations",
