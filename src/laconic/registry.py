@@ -97,6 +97,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.eora:EoRA",
         "Adds factors of low rank to what a method before it left, which give back most of the outputs.",
     ),
+    "obr": Entry(
+        Kind.METHOD,
+        "laconic.quantize.obr:OBR",
+        "Zeros half of each row and rounds the rest, the errors of both taken up in closed form by what can move.",
+    ),
     "magnitude": Entry(
         Kind.METHOD,
         "laconic.prune.magnitude:Magnitude",

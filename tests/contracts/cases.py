@@ -7,6 +7,7 @@ METHODS = {
     "ecgptq": [{}, {"bits": 2.3, "columns": "yes"}, {"bits": 1.0, "share": "row", "order": "natural"}, {"bits": 6.0, "columns": "no", "trade": 0.0}],
     "gptq": [{}, {"bits": 2, "group": "row", "order": "natural"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False, "damp": 0.1}],
     "obq": [{}, {"bits": 2, "group": "row", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}, {"widest": 8}],
+    "obr": [{}, {"bits": 3, "group": 8, "sparsity": 0.7, "tail": "rtn", "alpha": 0.5, "order": "natural"}, {"pattern": "2:4", "symmetric": False, "rescale": False, "alpha": 1.0}],
     "exactobs": [{}, {"sparsity": 0.7, "pattern": "row", "damp": 0.1}, {"pattern": "2:4"}, {"pattern": "1x4"}, {"pattern": "1:3", "widest": 8}],
     "gptvq": [{}, {"bits": 3, "dim": 1, "entries": "bf16", "update": False}, {"dim": 4, "exact": False, "scale_block": 8}],
     "aqlm": [{"rounds": 3}, {"codebooks": 2, "bits": 4, "length": 8, "beam": 2, "rounds": 2}, {"bits": 3, "length": 3, "rounds": 0}],

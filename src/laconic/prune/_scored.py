@@ -9,8 +9,7 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.method import LayerMethod
 from laconic.numerics._checks import check_finite
-from laconic.prune import _patterns
-from laconic.tensors import CompressedTensor
+from laconic.tensors import CompressedTensor, patterns
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,17 @@ class Pruner(LayerMethod):
         pattern: `row`, `layer`, or `n:m`.
     """
 
-    sparsity: float = _patterns.DEFAULT
+    sparsity: float = patterns.DEFAULT
     pattern: str = "layer"
 
     def options(self) -> tuple[Self, ...]:
         """Sparsities 0.1 to 0.9; of a pattern n:m every n below m."""
-        found = _patterns.strengths(self.pattern)
+        found = patterns.strengths(self.pattern)
         return tuple(replace(self, sparsity=s, pattern=p) for s, p in found)
 
     def between(self, other: Self, share: float) -> Self | None:
         """At a sparsity `share` of the way to the other's; None of a pattern n:m."""
-        sparsity = _patterns.between(self.sparsity, other.sparsity, self.pattern, share)
+        sparsity = patterns.between(self.sparsity, other.sparsity, self.pattern, share)
         return None if sparsity is None else replace(self, sparsity=sparsity)
 
 
@@ -41,7 +40,7 @@ class ScoredPruner(Pruner):
     """Base of the pruners that leave the weights they keep as they are."""
 
     def __post_init__(self) -> None:
-        _patterns.check(self.sparsity, self.pattern)
+        patterns.check(self.sparsity, self.pattern)
 
     @abstractmethod
     def score(self, rows: Tensor, stats: LayerStats) -> Tensor:
@@ -51,6 +50,6 @@ class ScoredPruner(Pruner):
         """`weight` (out, in, ...) with zeros where the scores are least."""
         check_finite("the weight", weight)
         rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
-        keep = _patterns.keep_greatest(self.score(rows, stats), self.sparsity, self.pattern)
-        stats.note(_patterns.ragged_note(rows.shape[1], self.pattern))
-        return _patterns.masked(weight, keep, self.pattern)
+        keep = patterns.keep_greatest(self.score(rows, stats), self.sparsity, self.pattern)
+        stats.note(patterns.ragged_note(rows.shape[1], self.pattern))
+        return patterns.masked(weight, keep, self.pattern)

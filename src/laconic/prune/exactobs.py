@@ -16,9 +16,9 @@ from laconic.numerics._checks import check_finite
 from laconic.numerics.absorb import absorb_error
 from laconic.numerics.cholesky import inverse_upper
 from laconic.numerics.obs_exact import exact_prune, exact_prune_blocks, kept_after
-from laconic.prune import _patterns, sparsegpt
+from laconic.prune import sparsegpt
 from laconic.prune._scored import Pruner
-from laconic.tensors import CompressedTensor
+from laconic.tensors import CompressedTensor, patterns
 
 SWEPT = "or pattern=layer or n:m, which wider layers are swept for"
 
@@ -48,7 +48,7 @@ class ExactOBS(Pruner):
         (SecondMoment(),)
     """
 
-    sparsity: float = _patterns.DEFAULT
+    sparsity: float = patterns.DEFAULT
     pattern: str = "layer"
     damp: float = 0.01
     widest: int = 1024
@@ -58,7 +58,7 @@ class ExactOBS(Pruner):
     taxonomy = ("pruning", "post-training", "unstructured", "semi-structured", "error feedback")
 
     def __post_init__(self) -> None:
-        _patterns.check(self.sparsity, "layer" if self._block else self.pattern)
+        patterns.check(self.sparsity, "layer" if self._block else self.pattern)
         if not self.damp > 0:
             raise UsageError(f"damp must be above 0, found {self.damp!r}")
 
@@ -81,8 +81,8 @@ class ExactOBS(Pruner):
             values, keep = self._swept(rows, moment, stats)
         else:
             values, keep = self._exact(rows, moment, stats)
-        stats.note(_patterns.ragged_note(rows.shape[1], self.pattern))
-        return _patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
+        stats.note(patterns.ragged_note(rows.shape[1], self.pattern))
+        return patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
 
     def _swept(self, rows: Tensor, moment: Tensor, stats: LayerStats) -> tuple[Tensor, Tensor]:
         """Values and mask (R, C) by the sweep of `sparsegpt`."""
@@ -103,13 +103,13 @@ class ExactOBS(Pruner):
         stats.note(factor.raised(self.damp))
         inverse = factor.factor.mT @ factor.factor
         seen = rows.masked_fill(factor.dead, 0)  # costs nothing, so that it goes first
-        run = _patterns.run_of(self.pattern)
+        run = patterns.run_of(self.pattern)
         if run is not None:
-            wide, inverse, place = _patterns.filled_up(seen, inverse, run[1])
+            wide, inverse, place = patterns.filled_up(seen, inverse, run[1])
             order = exact_prune(wide, inverse, pattern=run).order
             keep = kept_after(order, wide.shape[1], order.shape[1])[:, place]
         elif self._block:
-            wide, inverse, place = _patterns.filled_up(seen, inverse, self._block)
+            wide, inverse, place = patterns.filled_up(seen, inverse, self._block)
             found = exact_prune_blocks(wide, inverse, self._block)
             steps = shares(found.loss, round(self.sparsity * found.loss.numel()))
             blocks = kept_after(found.order, found.order.shape[1], steps)

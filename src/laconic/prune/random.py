@@ -10,8 +10,8 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.errors import UsageError
 from laconic.method import Needs, Paper
-from laconic.prune._patterns import DEFAULT, check
 from laconic.prune._scored import ScoredPruner
+from laconic.tensors.patterns import DEFAULT, check
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from laconic.method import Needs, Paper
 from laconic.numerics._checks import check_finite
 from laconic.numerics.cholesky import inverse_upper
 from laconic.numerics.obs import sparse_sweep
-from laconic.prune import _patterns
 from laconic.prune._scored import Pruner
-from laconic.tensors import CompressedTensor
+from laconic.tensors import CompressedTensor, patterns
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class SparseGPT(Pruner):
         (SecondMoment(),)
     """
 
-    sparsity: float = _patterns.DEFAULT
+    sparsity: float = patterns.DEFAULT
     pattern: str = "layer"
     damp: float = 0.01
 
@@ -47,7 +46,7 @@ class SparseGPT(Pruner):
     taxonomy = ("pruning", "post-training", "unstructured", "semi-structured", "error feedback")
 
     def __post_init__(self) -> None:
-        _patterns.check(self.sparsity, self.pattern, shares=("layer",))
+        patterns.check(self.sparsity, self.pattern, shares=("layer",))
         if not self.damp > 0:
             raise UsageError(f"damp must be above 0, found {self.damp!r}")
 
@@ -63,8 +62,8 @@ class SparseGPT(Pruner):
             rows, stats.mean(SecondMoment()), self.sparsity, self.pattern, self.damp
         )
         stats.note(note)
-        stats.note(_patterns.ragged_note(rows.shape[1], self.pattern))
-        return _patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
+        stats.note(patterns.ragged_note(rows.shape[1], self.pattern))
+        return patterns.masked(values.reshape(weight.shape).to(weight.dtype), keep, self.pattern)
 
 
 def sweep(
@@ -81,11 +80,11 @@ def sweep(
     """
     factor = inverse_upper(moment, damp)
     seen = rows.masked_fill(factor.dead, 0)  # costs nothing, so that it goes first
-    run = _patterns.run_of(pattern)
+    run = patterns.run_of(pattern)
     columns = torch.arange(rows.shape[1], device=rows.device)
     upper = factor.factor
     if run is not None:
-        seen, upper, columns = _patterns.filled_up(seen, upper, run[1])
+        seen, upper, columns = patterns.filled_up(seen, upper, run[1])
     found = sparse_sweep(seen, upper, sparsity=None if run else sparsity, pattern=run)
     assert found.keep is not None
     values, keep = found.values[:, columns], found.keep[:, columns]

@@ -7,8 +7,8 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import InputNorm, Statistic
 from laconic.method import Needs, Paper
-from laconic.prune._patterns import DEFAULT
 from laconic.prune._scored import ScoredPruner
+from laconic.tensors.patterns import DEFAULT
 
 
 @dataclass(frozen=True)

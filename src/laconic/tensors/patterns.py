@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UsageError
-from laconic.tensors import Bitmask, Masked, NofM
-from laconic.tensors.masks import LONGEST_RUN, Mask
+from laconic.tensors.masked import Masked
+from laconic.tensors.masks import LONGEST_RUN, Bitmask, Mask, NofM
 
 SHARES = ("row", "layer")  # over what a share of zeros is counted
 DEFAULT = 0.5  # sparsity; with a pattern n:m it stands for 1 - n/m
@@ -101,12 +101,15 @@ def keep_greatest(scores: Tensor, sparsity: float, pattern: str) -> Tensor:
     return torch.cat([body, tail], dim=1)
 
 
+def mask(keep: Tensor, pattern: str) -> Mask:
+    """What `keep` (out, in, ...) keeps, as it is stored."""
+    run = run_of(pattern)
+    return Bitmask.of(keep) if run is None else NofM.of(keep, *run)
+
+
 def masked(weight: Tensor, keep: Tensor, pattern: str) -> Masked:
     """`weight` (out, in, ...) where `keep` (R, C) says so, and exact zeros elsewhere."""
-    run = run_of(pattern)
-    whole = keep.reshape(weight.shape)
-    mask: Mask = Bitmask.of(whole) if run is None else NofM.of(whole, *run)
-    return Masked.of(weight, mask)
+    return Masked.of(weight, mask(keep.reshape(weight.shape), pattern))
 
 
 def filled_up(rows: Tensor, square: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from laconic.errors import UsageError
-from laconic.prune._patterns import (
+from laconic.tensors import Bitmask, NofM
+from laconic.tensors.patterns import (
     between,
     check,
     keep_greatest,
@@ -11,7 +12,6 @@ from laconic.prune._patterns import (
     run_of,
     strengths,
 )
-from laconic.tensors import Bitmask, NofM
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77, 0.99])
