@@ -47,6 +47,16 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.rtn:RTN",
         "Rounds every weight to the nearest point of a uniform grid; needs no data.",
     ),
+    "fp": Entry(
+        Kind.METHOD,
+        "laconic.quantize.floats:Floats",
+        "Rounds every weight to the nearest float of 4, 6 or 8 bits with shared scales; needs no data.",
+    ),
+    "bcq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.alphatuning:BCQ",
+        "Approximates each group of a row by a sum of scaled sign vectors (binary coding); needs no data.",
+    ),
     "evopress": Entry(
         Kind.METHOD,
         "laconic.allocate.evopress:EvoPress",
@@ -196,6 +206,17 @@ def find(name: str, kind: Kind = Kind.METHOD) -> Entry:
     if name not in names:
         raise UsageError(f"unknown {kind.value} {name!r}; {did_you_mean(name, names)}")
     return ENTRIES[name]
+
+
+def build(spec: str, kind: Kind = Kind.METHOD) -> Any:
+    """What `NAME:KEY=VALUE,KEY=VALUE` spells: the thing of that name with these settings.
+
+    Raises:
+        UsageError: an unknown name, setting or value; the message has the nearest right one.
+    """
+    name, _, text = spec.partition(":")
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    return find(name, kind).load().from_settings({key: value for key, _, value in pairs})
 
 
 def name_of(cls: type) -> str:

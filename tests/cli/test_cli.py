@@ -187,6 +187,14 @@ def test_methods(laconic):
     assert "--set bits=4" in laconic("methods", "rtn")[1]
 
 
+def test_capacity(laconic):
+    code, out, _ = laconic("capacity", "rtn:bits=4,group=32", "--json")
+    (found,) = json.loads(out)["formats"]
+    assert code == 0 and found["format"] == "rtn:bits=4,group=32" and found["resident_bits"] == 4.5
+    assert "worth" in laconic("capacity", "rtn")[1]
+    assert laconic("capacity", "rtm")[0] == 2
+
+
 def test_inspect(laconic, small):
     code, out, _ = laconic("inspect", small)
     assert code == 0 and "int4 g64" in out and "rtn" in out

@@ -19,7 +19,7 @@ from laconic.method import LayerMethod, ModelMethod, ModelPlan, Needs, Paper
 from laconic.models.edits import drops
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
-from laconic.registry import find
+from laconic.registry import build
 
 PAPER = Paper(
     20,
@@ -74,11 +74,11 @@ class EvoPress(ModelMethod):
 
     def strengths(self) -> tuple[LayerMethod, ...]:
         """What a layer may be compressed with."""
-        name, _, text = self.method.partition(":")
-        pairs = [part.partition("=") for part in text.split(",") if part]
-        made = find(name).load().from_settings({key: value for key, _, value in pairs})
+        made = build(self.method)
         if not isinstance(made, LayerMethod) or len(made.options()) < 2:
-            raise UsageError(f"{name} has no strengths to choose from; take a layer method, as rtn")
+            raise UsageError(
+                f"{self.method} has no strengths to choose from; take a layer method, as rtn"
+            )
         return made.options()
 
     def plan(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from laconic.cli import compress, demo, evaluate, inspect, methods, report
+from laconic.cli import capacity, compress, demo, evaluate, inspect, methods, report
 from laconic.errors import LaconicError, UsageError
 
 VERBS: tuple[Callable[..., None], ...] = (
@@ -16,6 +16,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     methods.methods,
     inspect.inspect,
     report.report,
+    capacity.capacity,
 )
 
 app = typer.Typer(
