@@ -57,6 +57,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.alphatuning:BCQ",
         "Approximates each group of a row by a sum of scaled sign vectors (binary coding); needs no data.",
     ),
+    "requant": Entry(
+        Kind.METHOD,
+        "laconic.quantize.requant:REQuant",
+        "Rounds to levels k^(1/p) of a range that golden-section search finds for each row or group.",
+    ),
     "evopress": Entry(
         Kind.METHOD,
         "laconic.allocate.evopress:EvoPress",

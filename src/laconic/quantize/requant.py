@@ -1,0 +1,150 @@
+"""REQuant: ranges by golden-section search, of a grid that may be bent so that small weights have more levels."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.statistics import InputNorm, Statistic
+from laconic.errors import UsageError
+from laconic.method import LayerMethod, Needs, Paper
+from laconic.numerics._checks import check_finite
+from laconic.numerics.golden import golden_section
+from laconic.tensors import CompressedTensor, Dense
+from laconic.tensors.codebook import Codebook
+from laconic.tensors.packing import grouped, spread
+
+POWERS = (1.0, 0.85, 0.75, 0.65, 0.5)  # of which a layer takes one, where none is given
+SMALLEST_RANGE = 0.05  # of the greatest magnitude
+GRID, STEPS = 16, 14  # points of the search before it narrows, and steps that narrow it
+SMALLEST = float(torch.finfo(torch.bfloat16).tiny)
+
+
+@dataclass(frozen=True)
+class REQuant(LayerMethod):
+    """Rounds to levels k^(1/p) of a range that golden-section search finds for each row or group.
+
+        u = (|w| / M)^p sign(w);  levels of u are evenly spaced on [-a, a];  a minimises the squared error of w
+
+    M is the greatest magnitude. With p = 1 levels are even; below, they lie denser near zero, where most
+    weights are. Nothing but the range is stored for each group: it is the scale of one table for the layer.
+
+    Args:
+        bits: 2 to 8.
+        group: columns that share a range, `"row"` or `"tensor"`.
+        power: p, above 0 and at most 1; 0 takes for each layer the best of 1, 0.85, 0.75, 0.65 and 0.5.
+        inputs: `"activation"` weighs errors by the energy of the column's input, `"none"` does not and
+            needs no data.
+
+    Example:
+        >>> import torch
+        >>> REQuant(bits=2, power=1.0).compress_weight(torch.tensor([[1.0, -1.0, 0.1]])).dense()
+        tensor([[ 1., -1.,  0.]])
+    """
+
+    bits: int = 4
+    group: int | Literal["row", "tensor"] = "row"
+    power: float = 0.0
+    inputs: Literal["activation", "none"] = "none"
+
+    paper = Paper(
+        109, "Quantization range estimation for convolutional neural networks", 2025, "2510.04044"
+    )
+    needs = Needs.INPUTS
+    taxonomy = ("quantization", "post-training", "weight-only", "non-uniform", "range estimation")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise UsageError(f"bits must be a whole number in 2..8, found {self.bits!r}")
+        if self.group not in ("row", "tensor") and not (
+            isinstance(self.group, int) and self.group >= 1
+        ):
+            raise UsageError(
+                f"group must be a number >= 1, 'row' or 'tensor', found {self.group!r}"
+            )
+        if not 0 <= self.power <= 1:
+            raise UsageError(
+                f"power must be above 0 and at most 1, or 0 to choose, found {self.power!r}"
+            )
+        if self.inputs not in ("activation", "none"):
+            raise UsageError(f"inputs must be 'activation' or 'none', found {self.inputs!r}")
+
+    @property
+    def wants(self) -> tuple[Statistic, ...]:
+        return (InputNorm(),) if self.inputs == "activation" else ()
+
+    def compress_weight(self, weight: Tensor, stats: LayerStats | None = None) -> CompressedTensor:
+        """`weight` (out, in, ...) on its levels."""
+        check_finite("the weight", weight)
+        if not weight.numel():
+            return Dense(weight.clone())
+        rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
+        columns = max(1, rows.shape[1])
+        whole = self.group == "tensor"
+        size = columns if isinstance(self.group, str) else min(self.group, columns)
+        matter = torch.ones_like(rows[:1])
+        if self.wants and stats is not None:
+            energy = stats.input_norm().square().to(rows)
+            matter = (energy / energy.max().clamp(min=SMALLEST)).unsqueeze(0)
+        values = rows.reshape(1, 1, -1) if whole else grouped(rows, size)  # (R, G, n)
+        matter = matter.expand_as(rows).reshape(1, 1, -1) if whole else grouped(matter, size)
+        best: tuple[Tensor, Tensor] | None = None
+        least = torch.inf
+        for power in (self.power,) if self.power else POWERS:
+            levels = table(self.bits, power, weight.device)
+            scale = _ranges(values, matter, levels, power)
+            lost = float(_losses(values, matter, levels, scale).double().sum())
+            if lost < least:
+                best, least = (levels, scale), lost
+        assert best is not None
+        levels, scale = best
+        spread_scale = scale.expand(len(rows), 1) if whole else scale
+        codes = _codes(rows / spread(spread_scale.float(), columns, size), levels)
+        return Codebook.from_codes(
+            codes, levels.to(torch.bfloat16).reshape(1, -1, 1), shape=weight.shape, dtype=weight.dtype,
+            scale=Dense(spread_scale.contiguous()), scale_block=size,
+        )  # fmt: skip
+
+    def options(self) -> tuple["REQuant", ...]:
+        """2 to 8 bits, per row."""
+        return tuple(replace(self, bits=bits) for bits in range(2, 9))
+
+
+def table(bits: int, power: float, device: torch.device | str = "cpu") -> Tensor:
+    """The levels sign(k) |k|^(1/p) for k = -q..q, (2q + 1,) float32, as bfloat16 has them; q = 2^(bits-1) - 1.
+
+    Example:
+        >>> table(3, 0.5)
+        tensor([-9., -4., -1.,  0.,  1.,  4.,  9.])
+    """
+    most = 2 ** (bits - 1) - 1
+    k = torch.arange(-most, most + 1, dtype=torch.float64, device=device)
+    return (k.sign() * k.abs() ** (1 / power)).to(torch.bfloat16).float()
+
+
+def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Tensor:
+    """Scales (R, G) bfloat16 of the levels, with which each group loses least."""
+    greatest = values.abs().amax(dim=-1)
+
+    def scale_of(share: Tensor) -> Tensor:
+        return (greatest * share ** (1 / power) / levels[-1]).to(torch.bfloat16).clamp(min=SMALLEST)
+
+    share = golden_section(
+        lambda a: _losses(values, matter, levels, scale_of(a)), SMALLEST_RANGE, 1.0,
+        tuple(greatest.shape), grid=GRID, steps=STEPS, device=values.device,
+    )  # fmt: skip
+    return scale_of(share)
+
+
+def _losses(values: Tensor, matter: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
+    """(R, G) squared errors, weighted."""
+    x = values / scale.float().unsqueeze(-1)
+    off = (x - levels[_codes(x, levels)]).square() * matter
+    return off.sum(dim=-1) * scale.float().square()
+
+
+def _codes(x: Tensor, levels: Tensor) -> Tensor:
+    """The number of the level nearest to each of `x`."""
+    return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2)
