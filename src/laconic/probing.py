@@ -45,8 +45,7 @@ def stored_bytes(record: Record, layer: Layer) -> float:
 
 def resident_bytes(record: Record, layer: Layer) -> float:
     """Bytes of a layer in memory."""
-    moved = record.transform.resident_bytes if record.transform is not None else 0
-    return record.weight.resident_bytes + moved
+    return record.resident_bytes
 
 
 def untouched_bytes(source: ModelSource, also: Sequence[str], *, coded: bool = True) -> int:

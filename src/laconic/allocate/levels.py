@@ -221,10 +221,7 @@ def _made(strength: Strength, weight: Tensor, stats: LayerStats) -> tuple[Record
     with torch.no_grad():
         record = strength.revise(weight, Record(Dense(weight)), seen)
     folded = weight if record.transform is None else record.transform.fold(weight)
-    resident = record.weight.resident_bytes
-    if record.transform is not None:
-        resident += record.transform.resident_bytes
-    bits = {"stored": 8 * len(encode(record)), "resident": 8 * resident}
+    bits = {"stored": 8 * len(encode(record)), "resident": 8 * record.resident_bytes}
     if isinstance(getattr(record.weight, "bits", None), int):
         bits["codes"] = record.weight.bits * record.weight.numel  # type: ignore[attr-defined]
     return record, Entry(bits, relative_error(folded, record.weight))

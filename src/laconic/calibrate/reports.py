@@ -66,9 +66,6 @@ def layer_report(
     value = record.weight
     slot = [la for la in live.layers if (la.module, la.slot) == (layer.module, layer.slot)]
     weights = sum(la.shape.numel() for la in slot)
-    resident = value.resident_bytes
-    if record.transform is not None:
-        resident += record.transform.resident_bytes
     if error is None:
         weight = live.weight(layer)
         if record.transform is not None:
@@ -76,7 +73,7 @@ def layer_report(
         error = relative_error(weight, value)
     return LayerReport(
         layer.name, value.format, value.numel, 8 * stored / max(1, weights),
-        8 * resident / max(1, value.numel), error,
+        8 * record.resident_bytes / max(1, value.numel), error,
         max((c.count for c in stats.collected.values()), default=0), tuple(stats.notes),
     )  # fmt: skip
 

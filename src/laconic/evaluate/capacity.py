@@ -89,9 +89,8 @@ def capacity(spec: str, *, rows: int = ROWS, columns: int = COLUMNS, seed: int =
     if record.transform is not None:
         kept = record.transform.unfold(kept)
     gmse = float((noise - kept).double().square().sum() / noise.double().square().sum())
-    parts = [part for part in (record.weight, record.transform) if part is not None]
     stored = 8 * len(encode(record)) / noise.numel()
-    resident = 8 * sum(part.resident_bytes for part in parts) / noise.numel()
+    resident = 8 * record.resident_bytes / noise.numel()
     bits = math.log(gmse) / math.log(0.25) if gmse > 0 else math.inf
     return Capacity(spec, gmse, bits, stored, resident, bits / stored, bits / resident)
 

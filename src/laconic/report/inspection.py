@@ -10,7 +10,7 @@ from laconic.errors import CorruptFile, UnsupportedModel
 from laconic.measure.resources import stored_bytes
 from laconic.models.memory import MODULE_CONFIG
 from laconic.models.safetensors import Entry, find_shards, read_header, read_headers, read_tensor
-from laconic.tensors.stored import decode
+from laconic.tensors.stored import decode_record
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -57,10 +57,11 @@ def _config(folder: Path) -> dict[str, Any]:
 def _row(name: str, entry: Entry, compressed: bool) -> dict[str, Any]:
     if compressed and entry.dtype == "U8" and len(entry.shape) == 1:
         try:
-            value = decode(read_tensor(entry).numpy())
+            record = decode_record(read_tensor(entry).numpy())
         except CorruptFile as error:
             raise CorruptFile(f"{name}: {error}") from error
-        shape, kind, resident = list(value.shape), value.format, value.resident_bytes
+        value = record.weight
+        shape, kind, resident = list(value.shape), record.format, record.resident_bytes
         dense = value.numel * value.dtype.itemsize
     else:
         shape, kind, resident, dense = (

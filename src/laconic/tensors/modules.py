@@ -108,9 +108,7 @@ class CompressedModule(nn.Module):
     @property
     def resident_bytes(self) -> int:
         """Bytes that values and transforms occupy; the bias is an ordinary parameter."""
-        transforms = [r.transform for r in self.records.values() if r.transform is not None]
-        parts = [*self.values.values(), *transforms]
-        return sum(part.resident_bytes for part in parts)
+        return sum(record.resident_bytes for record in self.records.values())
 
     def transformed(self, x: Tensor, slot: str = "weight") -> Tensor:
         """The input (..., in) after the slot's transform."""

@@ -51,6 +51,22 @@ class Record:
     transform: InputTransform | None = None
     activation: Quantizer[Any] | None = None
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that weight and transform occupy while computing."""
+        moved = 0 if self.transform is None else self.transform.resident_bytes
+        return self.weight.resident_bytes + moved
+
+    @property
+    def format(self) -> str:
+        """What it is, for people: `int4 g32 behind hadamard, int8 inputs`."""
+        before = "" if self.transform is None else f" behind {self.transform.kind}"
+        if self.activation is None:
+            return self.weight.format + before
+        settings = self.activation.settings()
+        inputs = settings.get("format") or f"{settings['kind']}{settings.get('bits', '')}"
+        return f"{self.weight.format}{before}, {inputs} inputs"
+
 
 def encode(value: CompressedTensor | Record) -> bytes:
     """The blob of a tensor or record; equal values give equal bytes."""
