@@ -62,6 +62,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.requant:REQuant",
         "Rounds to levels k^(1/p) of a range that golden-section search finds for each row or group.",
     ),
+    "blocktune": Entry(
+        Kind.METHOD,
+        "laconic.tune.blocktune:BlockTune",
+        "Trains scales, codebooks and norms of each block until it puts out what the dense block does; codes stay.",
+    ),
     "evopress": Entry(
         Kind.METHOD,
         "laconic.allocate.evopress:EvoPress",

@@ -42,7 +42,8 @@ def fit_block(
     sequences: Sequence[int],
     *, parameters: Iterable[Tensor] | None = None, epochs: int = 5, batch: int = 8,
     rate: float = 1e-4, held_out: float = 0.2, patience: int = 3, clip: float | None = None,
-    schedule: Schedule = constant, seed: int = 0, progress: Progress = SILENT,
+    schedule: Schedule = constant, seed: int = 0, relative: bool = False,
+    progress: Progress = SILENT,
 ) -> BlockFit:  # fmt: skip
     """Fits parameters of a block by Adam so that `output(i)` comes near `target(i)`, in place.
 
@@ -67,6 +68,7 @@ def fit_block(
         clip: largest length of the gradient.
         schedule: factor of the learning rate.
         seed: of the order of sequences.
+        relative: the rate is a share of the root mean square of each parameter.
         progress: follows the steps.
 
     Raises:
@@ -79,6 +81,8 @@ def fit_block(
     free = [parameter for parameter in free if parameter.requires_grad]
     if not free:
         raise UsageError("nothing to fit: no parameter of the block requires gradients")
+    sizes = [float(p.detach().square().mean().sqrt()) or 1.0 if relative else 1.0 for p in free]
+    groups = [{"params": [p], "lr": rate * size} for p, size in zip(free, sizes)]
     fitted, judged = _split(list(sequences), held_out)
     batches = Shuffled(fitted, batch, seed=seed, collate=list)
 
@@ -99,7 +103,7 @@ def fit_block(
         try:
             train(
                 module, batches, loss,
-                optimizer=torch.optim.Adam(free, lr=rate, betas=BETAS),
+                optimizer=torch.optim.Adam(groups, lr=rate, betas=BETAS),
                 epochs=epochs, schedule=schedule, callbacks=[_Evaluating(), best], clip=clip,
                 precision="fp32", seed=seed, progress=progress,
             )  # fmt: skip
