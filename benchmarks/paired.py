@@ -1,7 +1,7 @@
 """Methods beside each other: calibrated on training data, measured on the same held-out windows."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from laconic.calibrate.inputs import Subject, read_inputs
 from laconic.evaluate.run import QUICK
 from laconic.measure.losses import Batch, labelled_batches, language_batches, measure_losses
 from laconic.measure.paired import bootstrap
-from laconic.method import LayerMethod, Needs
+from laconic.method import Method, Needs
 from laconic.tensors import CompressedTensor, Masked
 from laconic.tensors.modules import CompressedModule
 from laconic.tensors.stacked import Stacked
@@ -26,6 +26,46 @@ TRAINING = {
     IMAGE_DATA: "vision/cifar10-train.tar",
 }
 BATCH = 8
+COMPARED = [
+    "model", "method", "stored bits", "resident bits", "quality", "excess nats", "95 %",
+    "layer error", "s",
+]  # fmt: skip
+
+
+def compare(
+    bench: Bench, name: str, model: str, chains: Mapping[str, Sequence[Method]],
+    claims: Sequence[tuple[str, str]],
+    *, change: Callable[[str, Path], Path] | None = None,
+) -> list[list[Any]]:  # fmt: skip
+    """Runs `chains` on a model, checks that the first of each claim loses less, returns rows of a table.
+
+    The table has the columns `COMPARED`. A claim holds where the 95 % interval of the paired difference
+    excludes 0.
+    """
+    whole = bench.cached(f"dense {name}", lambda: dense(bench, model))
+    runs = {
+        label: bench.cached(
+            f"{label} {name}", lambda c=chain: compressed(bench, model, c, change=change)
+        )
+        for label, chain in chains.items()
+    }
+    excess = {label: difference(run, whole) for label, run in runs.items()}
+    for ours, theirs in claims:
+        found = difference(runs[ours], runs[theirs])
+        bench.check(
+            f"{name}: {ours} < {theirs}", found["verdict"] == "better",
+            ours=excess[ours]["difference"], theirs=excess[theirs]["difference"],
+            low=found["low"], high=found["high"],
+            stored=f"{runs[ours]['bits']:.2f}/{runs[theirs]['bits']:.2f}",
+            resident=f"{runs[ours]['resident_bits']:.2f}/{runs[theirs]['resident_bits']:.2f}",
+        )  # fmt: skip
+    return [
+        [
+            name, label, run["bits"], run["resident_bits"], quality(run), excess[label]["difference"],
+            spelt(excess[label]), run["error"], run["seconds"],
+        ]
+        for label, run in runs.items()
+    ]  # fmt: skip
 
 
 def dense(bench: Bench, model: str) -> dict[str, Any]:
@@ -34,14 +74,14 @@ def dense(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def compressed(
-    bench: Bench, model: str, methods: LayerMethod | Sequence[LayerMethod],
+    bench: Bench, model: str, methods: Method | Sequence[Method],
     budget: str | None = None, *, change: Callable[[str, Path], Path] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Sizes, zeros and losses of the model after `methods`, reloaded from its files.
 
     `change` writes another form of the model into a folder first, which is compressed instead.
     """
-    chain = (methods,) if isinstance(methods, LayerMethod) else tuple(methods)
+    chain = (methods,) if isinstance(methods, Method) else tuple(methods)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         needs = any(method.needs is not Needs.NOTHING for method in chain)

@@ -7,14 +7,13 @@ of the paired difference of their losses is below 0.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.bench import Bench
-from benchmarks.paired import compressed, dense, difference, quality, spelt
+from benchmarks.paired import COMPARED, compare
 from laconic.method import LayerMethod
 from laconic.models.layout import find_blocks
 from laconic.quantize.activations import Activations
@@ -93,20 +92,18 @@ def prove(bench: Bench) -> None:
     rows: list[list[Any]] = []
     for name, model in language.items():
         chains = WEIGHTS | FOUR | EIGHT
-        rows += _compare(bench, name, model, chains, WEIGHT_CLAIMS + FOUR_CLAIMS + EIGHT_CLAIMS)
+        rows += compare(bench, name, model, chains, WEIGHT_CLAIMS + FOUR_CLAIMS + EIGHT_CLAIMS)
     for name, model in classifiers.items():
-        rows += _compare(bench, name, model, FOUR | EIGHT, FOUR_CLAIMS + EIGHT_CLAIMS)
+        rows += compare(bench, name, model, FOUR | EIGHT, FOUR_CLAIMS + EIGHT_CLAIMS)
     for name, model in language.items():
         if _kind(model) in NORMS:
-            rows += _compare(bench, f"{name} with outliers", model, PLANTED, PLANTED_CLAIMS)
-    columns = [
-        "model", "method", "stored bits", "resident bits", "quality", "excess nats", "95 %",
-        "layer error", "s",
-    ]  # fmt: skip
+            rows += compare(
+                bench, f"{name} with outliers", model, PLANTED, PLANTED_CLAIMS, change=_plant
+            )  # fmt: skip
     bench.table(
         "weights in groups of 64 unless they are per row; quality is perplexity, or accuracy of the "
         "classifiers; excess loss against the dense model; layer error on held-out inputs of the calibration data (of the weights where none was used)",
-        columns, rows,
+        COMPARED, rows,
     )  # fmt: skip
     bench.note(
         f"with outliers: behind every norm {OUTLIERS} channels are multiplied by {FACTOR} and the weights "
@@ -118,38 +115,6 @@ def prove(bench: Bench) -> None:
     )
     if "moe-tiny" in language:
         bench.note("moe-tiny: fused experts (most weights) are neither rotated nor smoothed")
-
-
-def _compare(
-    bench: Bench, name: str, model: str, chains: Mapping[str, Chain],
-    claims: Sequence[tuple[str, str]],
-) -> list[list[Any]]:  # fmt: skip
-    """Runs `chains` on a model, checks `claims`, returns rows of the table."""
-    whole = bench.cached(f"dense {name}", lambda: dense(bench, model))
-    change = _plant if "outliers" in name else None
-    runs = {
-        label: bench.cached(
-            f"{label} {name}", lambda c=chain: compressed(bench, model, c, change=change)
-        )
-        for label, chain in chains.items()
-    }
-    excess = {label: difference(run, whole) for label, run in runs.items()}
-    for ours, theirs in claims:
-        found = difference(runs[ours], runs[theirs])
-        bench.check(
-            f"{name}: {ours} < {theirs}", found["verdict"] == "better",
-            ours=excess[ours]["difference"], theirs=excess[theirs]["difference"],
-            low=found["low"], high=found["high"],
-            stored=f"{runs[ours]['bits']:.2f}/{runs[theirs]['bits']:.2f}",
-            resident=f"{runs[ours]['resident_bits']:.2f}/{runs[theirs]['resident_bits']:.2f}",
-        )  # fmt: skip
-    return [
-        [
-            name, label, run["bits"], run["resident_bits"], quality(run), excess[label]["difference"],
-            spelt(excess[label]), run["error"], run["seconds"],
-        ]
-        for label, run in runs.items()
-    ]  # fmt: skip
 
 
 def _plant(model: str, out: Path) -> Path:

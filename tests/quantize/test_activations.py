@@ -18,7 +18,7 @@ from tests.calibrate.test_calibrated import data
 from tests.contracts import test_methods as contract
 from tests.models.tiny import TINY
 
-VARIANTS = [Activations(), Activations(4, "mxfp"), Activations(6, "fp", 16), Activations(4, group=8), Activations(5, range="static", symmetric=False)]  # fmt: skip
+VARIANTS = [Activations(), Activations(4, "mxfp"), Activations(4, "nvfp"), Activations(6, "fp", 16), Activations(4, group=8), Activations(5, range="static", symmetric=False)]  # fmt: skip
 
 
 def layer(kind="linear", part=None, shape=(4, 6)):

@@ -28,6 +28,7 @@ from laconic.tensors.transforms import Chain
 FLOATS = {
     "fp": {8: "e4m3", 6: "e2m3", 4: "e2m1"},
     "mxfp": {8: "mxfp8", 6: "mxfp6", 4: "mxfp4"},
+    "nvfp": {4: "nvfp4"},
 }
 
 
@@ -41,8 +42,8 @@ class Activations(LayerMethod):
 
     Args:
         bits: 2 to 8 of integers; 4, 6 or 8 of floats.
-        format: `"int"`; `"fp"`, floats with a bfloat16 scale (E4M3, E2M3, E2M1); or `"mxfp"`, the
-            same floats with a power of two for each 32 channels.
+        format: `"int"`; `"fp"`, floats with a bfloat16 scale (E4M3, E2M3, E2M1); `"mxfp"`, the same floats
+            with a power of two for each 32 channels; or `"nvfp"`, 4 bits with an E4M3 scale for each 16.
         group: channels that share a scale; or `"token"`, all of one token (pixel of an image).
         symmetric: integer grids around zero; otherwise between the extremes, with a zero point.
         range: `"dynamic"` takes the scales from the inputs as they come and needs no data;
@@ -54,7 +55,7 @@ class Activations(LayerMethod):
     """
 
     bits: int = 8
-    format: Literal["int", "fp", "mxfp"] = "int"
+    format: Literal["int", "fp", "mxfp", "nvfp"] = "int"
     group: int | Literal["token"] = "token"
     symmetric: bool = True
     range: Literal["dynamic", "static"] = "dynamic"
@@ -84,14 +85,17 @@ class Activations(LayerMethod):
         if self.format == "int":
             return IntQuantizer(self.bits, group, self.symmetric)
         if self.format not in FLOATS:
-            raise UsageError(f"format must be 'int', 'fp' or 'mxfp', found {self.format!r}")
+            raise UsageError(f"format must be 'int', 'fp', 'mxfp' or 'nvfp', found {self.format!r}")
         if self.bits not in FLOATS[self.format]:
-            raise UsageError(f"floats have 4, 6 or 8 bits, found bits={self.bits!r}")
+            known = " or ".join(map(str, sorted(FLOATS[self.format])))
+            raise UsageError(f"floats of {self.format} have {known} bits, found bits={self.bits!r}")
         if self.format == "fp":
             return FloatQuantizer(FLOATS["fp"][self.bits], group)
         if self.group != "token":
-            raise UsageError(f"32 channels of mxfp share a scale: leave out group={self.group!r}")
-        return FloatQuantizer(FLOATS["mxfp"][self.bits])
+            raise UsageError(
+                f"{self.format} says how many channels share a scale: leave out group={self.group!r}"
+            )
+        return FloatQuantizer(FLOATS[self.format][self.bits])
 
     def compress_weight(self, weight: Tensor, stats: LayerStats) -> CompressedTensor:
         """`weight` as it is."""
