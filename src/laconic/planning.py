@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -152,26 +151,24 @@ class OptionTable:
 
     def refined(self) -> "OptionTable":
         """With options between those that were measured, where the method has such."""
-        if len(self.options) < 2 or len(self.options[0]) > 1:
+        if len(self.options[0]) > 1:
             return self
-        first, second = self.options[0][0], self.options[1][0]
-        if first.between(second, 0.5) is None:
-            return self
-        shares = np.arange(FINER) / FINER
         options: list[Chain] = []
         costs, errors = [], []
         with np.errstate(divide="ignore"):
             log_error = np.log(self.error)
-        for k, (weaker, stronger) in enumerate(pairwise(self.options)):
-            for share in shares:
-                options.append((weaker[0].between(stronger[0], float(share)),))  # type: ignore[arg-type]
+        for k, (weaker,) in enumerate(self.options):
+            options.append((weaker,))
+            costs.append(self.cost[:, k])
+            errors.append(self.error[:, k])
+            stronger = self.options[k + 1][0] if k + 1 < len(self.options) else weaker
+            for share in (np.arange(1, FINER) / FINER).tolist():
+                between = None if stronger is weaker else weaker.between(stronger, share)
+                if between is None:
+                    break
+                options.append((between,))
                 costs.append((1 - share) * self.cost[:, k] + share * self.cost[:, k + 1])
-                errors.append(
-                    np.exp((1 - share) * log_error[:, k] + share * log_error[:, k + 1])
-                    if share else self.error[:, k]
-                )  # fmt: skip
+                errors.append(np.exp((1 - share) * log_error[:, k] + share * log_error[:, k + 1]))
         return replace(
-            self, options=[*options, self.options[-1]],
-            cost=np.stack([*costs, self.cost[:, -1]], axis=1),
-            error=np.stack([*errors, self.error[:, -1]], axis=1),
-        )  # fmt: skip
+            self, options=options, cost=np.stack(costs, axis=1), error=np.stack(errors, axis=1)
+        )

@@ -1,7 +1,7 @@
 """Everything that has a name on the command line, by name; importing this loads nothing heavy."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -66,6 +66,11 @@ ENTRIES: dict[str, Entry] = {
         Kind.METHOD,
         "laconic.tune.blocktune:BlockTune",
         "Trains scales, codebooks and norms of each block until it puts out what the dense block does; codes stay.",
+    ),
+    "mixed": Entry(
+        Kind.METHOD,
+        "laconic.quantize.mixed:Mixed",
+        "Gives every layer the format, of several methods', that loses least within a budget.",
     ),
     "evopress": Entry(
         Kind.METHOD,
@@ -227,6 +232,17 @@ def build(spec: str, kind: Kind = Kind.METHOD) -> Any:
     name, _, text = spec.partition(":")
     pairs = [part.partition("=") for part in text.split(",") if part]
     return find(name, kind).load().from_settings({key: value for key, _, value in pairs})
+
+
+def spell(thing: Any) -> str:
+    """What `build` makes `thing` of again: its name and the settings that are not the default.
+
+    Args:
+        thing: a dataclass that is registered.
+    """
+    own = [f for f in fields(thing) if getattr(thing, f.name) != f.default]
+    text = ",".join(f"{f.name}={getattr(thing, f.name)}" for f in own)
+    return name_of(type(thing)) + (f":{text}" if text else "")
 
 
 def name_of(cls: type) -> str:

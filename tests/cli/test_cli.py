@@ -187,6 +187,16 @@ def test_methods(laconic):
     assert "--set bits=4" in laconic("methods", "rtn")[1]
 
 
+def test_formats(laconic, text, tmp_path):
+    words = ("compress", REFERENCE, "--out", tmp_path / "o", "--budget", "4bit", "--resident")
+    code, out, error = laconic(*words, "--formats", "rtn fp", "--json")
+    assert code == 0, error
+    report = json.loads(out)
+    assert report["method"] == "mixed" and report["resident_bits_per_weight"] <= 4
+    assert laconic(*words, "--formats", "rtn", "--method", "rtn")[0] == 2
+    assert laconic("compress", REFERENCE, "--out", tmp_path / "p", "--formats", "auto")[0] == 2
+
+
 def test_capacity(laconic):
     code, out, _ = laconic("capacity", "rtn:bits=4,group=32", "--json")
     (found,) = json.loads(out)["formats"]

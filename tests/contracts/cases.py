@@ -18,6 +18,7 @@ METHODS = {
     "smoothquant": [{}, {"alpha": 0.8, "bits": 6, "group": 16}, {"group": "tensor", "inputs": "static"}],
     "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],
     "blocktune": [],  # tests/tune/test_blocktune.py
+    "mixed": [],  # tests/quantize/test_mixed.py
     "wush": [],  # tests/quantize/test_wush.py
     # make nothing smaller: tests/quantize/test_{hadamard,activations}.py run what holds for them
     "hadamard": [],

@@ -64,6 +64,13 @@ def compress(
         ),
     ] = None,  # fmt: skip
     budget: Annotated[str | None, typer.Option(help="Upper limit: 4bit, 25%, 1.5GB.")] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help="What each layer's format is chosen from for a --budget: auto, or methods with their settings, "
+            "'gptq gptvq:dim=4'."
+        ),
+    ] = None,
     resident: Annotated[
         bool, typer.Option("--resident", help="The budget is of memory, not of the file.")
     ] = False,
@@ -112,23 +119,15 @@ def compress(
     """
     settings = dict(_pair(text) for text in set_ or [])
     plan = _read_recipe(recipe) if recipe is not None else {}
-    if recipe is not None and (method or settings):
-        raise UsageError("give either --recipe or --method with --set, not both")
     budget = budget or plan.get("budget")
-    name = method or plan.get("method")
-    chain = plan.get("methods") or [{"method": name, "settings": settings or plan.get("settings")}]
-    if name is None and "methods" not in plan:
-        if not budget:
-            raise UsageError(
-                "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
-            )
-        if settings:
-            raise UsageError("--set needs --method: which method is chosen depends on the budget")
-        chain = []
-    if resident:
-        if not budget:
-            raise UsageError("--resident says what a --budget is of; give one")
-        budget = f"{budget} resident"
+    if resident and not budget:
+        raise UsageError("--resident says what a --budget is of; give one")
+    if formats is not None and (method or plan or settings or not budget):
+        raise UsageError(
+            "--formats is for a --budget to choose from, in place of a method or a recipe"
+        )
+    chain = _mixed(formats, resident) if formats else _chain(plan, method, settings, bool(budget))
+    budget = f"{budget} resident" if resident else budget
     from laconic.registry import find
 
     entries = [find(str(link["method"])) for link in chain]
@@ -148,6 +147,34 @@ def compress(
         print_json(result.report.to_json())
     else:
         _show(result.report)
+
+
+def _chain(
+    plan: dict[str, Any], method: str | None, settings: dict[str, str], budget: bool
+) -> list[dict[str, Any]]:
+    """The methods with their settings; none where a budget alone decides."""
+    if plan and (method or settings):
+        raise UsageError("give either --recipe or --method with --set, not both")
+    if "methods" in plan:
+        return list(plan["methods"])
+    name = method or plan.get("method")
+    if name is not None:
+        return [{"method": name, "settings": settings or plan.get("settings")}]
+    if not budget:
+        raise UsageError(
+            "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
+        )
+    if settings:
+        raise UsageError("--set needs --method: which method is chosen depends on the budget")
+    return []
+
+
+def _mixed(formats: str, resident: bool) -> list[dict[str, Any]]:
+    """The method that chooses among `formats`."""
+    from laconic.quantize.mixed import IN_FILES, IN_MEMORY
+
+    named = (IN_MEMORY if resident else IN_FILES) if formats == "auto" else formats
+    return [{"method": "mixed", "settings": {"formats": named}}]
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class AQLM(LayerMethod):
     rounds: int = 20
     tolerance: float = 0.005
 
+    by_rows = False  # codebooks are of the whole weight
     paper = Paper(78, "Extreme compression of LLMs via additive quantization", 2024, "2401.06118")
     needs = Needs.INPUTS
     taxonomy = ("quantization", "post-training", "weight-only", "codebook", "additive")

@@ -65,6 +65,7 @@ class GPTVQ(LayerMethod):
     iterations: int = 50
     damp: float = 0.01
 
+    by_rows = False  # codebooks are of the whole weight
     paper = Paper(
         114, "GPTVQ: the blessing of dimensionality for LLM quantization", 2024, "2402.15319"
     )

@@ -53,6 +53,7 @@ class NoWagVQ(LayerMethod):
     iterations: int = 100
     normalise: bool = True
 
+    by_rows = False  # codebooks are of the whole weight
     paper = Paper(
         74, "NoWag: a unified framework for shape preserving compression", 2025, "2504.14569"
     )
