@@ -1,9 +1,9 @@
 """Losses of models on data, one at a time or paired, always in fp32.
 
 Weights are the `dense()` values in fp32 and every sum is taken window by window in fp64. On a CPU
-each window goes through the model alone and on one thread, the windows of a batch on several threads
-at a time: products of other heights, or split over threads, round differently, and batches of 1, 8
-and 32 on any number of threads must give the same number. A GPU takes whole batches.
+each window goes through the model alone and on one thread, labelled examples sixteen at a time, several
+threads side by side: products of other heights, or split over threads, round differently, and batches of
+1, 8 and 32 on any number of threads must give the same number. A GPU takes whole batches.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +25,8 @@ Batch = tuple[
     dict[str, Tensor], Tensor
 ]  # inputs, targets (B, T) with -100 where nothing is predicted
 IGNORE = -100
+EXAMPLES = 16  # labelled ones that go through the model together
+AT_LEAST = 4 * EXAMPLES  # of a batch, so that there is something to do for every thread
 
 
 @dataclass
@@ -62,8 +64,9 @@ def language_batches(windows: Tensor, batch: int) -> list[Batch]:
 
 
 def labelled_batches(data: Labelled, batch: int) -> list[Batch]:
-    """Labelled examples as batches of one prediction each."""
-    return [(part.inputs, part.labels.unsqueeze(1)) for part in data.batches(batch)]
+    """Labelled examples, of one prediction each, in batches of whole runs of `EXAMPLES`, `batch` or more."""
+    size = -(-max(batch, AT_LEAST) // EXAMPLES) * EXAMPLES
+    return [(part.inputs, part.labels.unsqueeze(1)) for part in data.batches(size)]
 
 
 @exact_products()
@@ -76,8 +79,8 @@ def measure_losses(
 
     Args:
         model: in evaluation mode; on a CPU several threads call it at the same time.
-        batches: inputs and targets; on a CPU the windows of a batch run side by side, as many at a
-            time as torch has threads.
+        batches: inputs and targets; on a CPU the windows of a batch (runs of `EXAMPLES` labelled ones) run
+            side by side, as many at a time as torch has threads.
         reference: sees the same windows.
         progress: follows the batches.
         device: where the models are.
@@ -113,8 +116,9 @@ def _rows(
 
     if targets.device.type != "cpu":
         return run(slice(None))
-    alone = parallel_map(run, [slice(i, i + 1) for i in range(len(targets))])
-    return [row for rows in alone for row in rows]
+    together = EXAMPLES if targets.shape[1] == 1 else 1
+    parts = [slice(i, i + together) for i in range(0, len(targets), together)]
+    return [row for rows in parallel_map(run, parts) for row in rows]
 
 
 def _window(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
