@@ -20,7 +20,7 @@ RIVALS = {
     "int3 row": GPTQ(3, "row"), "int3 g64 minmax": GPTQ(3, 64, range="minmax"), "int3 g64": GPTQ(3),
     "int3 g32": GPTQ(3, 32), "int4 g64": GPTQ(4),
 }  # fmt: skip
-BUDGETS = ("2bit", "2.5bit", "3bit", "20%")  # of files; the last of the whole file
+BUDGETS = ("2bit", "2.5bit", "3bit", "40%")  # of files; the last of the whole file
 RESIDENT = {"2.25bit": "int2 g64", "3.25bit": "int3 g64", "4.25bit": "int4 g64"}
 CLOSE = 0.005
 
