@@ -193,8 +193,8 @@ def test_accumulated_batches_are_one_large_batch():
     parts.load_state_dict(whole.state_dict())
     batch = data(8)
     halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
-    one = train(whole, [batch], squared, optimizer=SGD, steps=3)
-    two = train(parts, halves, squared, optimizer=SGD, steps=3, accumulate=2)
+    one = train(whole, [batch], squared, optimizer=SGD, steps=3, precision="fp32")
+    two = train(parts, halves, squared, optimizer=SGD, steps=3, accumulate=2, precision="fp32")
     assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
     assert one.loss == pytest.approx(two.loss, rel=1e-5)
 

@@ -104,7 +104,13 @@ def test_does_what_laconics_own_loop_does(tmp_path):
     one, two = Pull(last=4), Pull(last=4)
     Loop(tmp_path, theirs, [one], 9).run()
     history = train(
-        ours, [X], loss, optimizer=partial(torch.optim.SGD, lr=0.1), steps=9, callbacks=[two]
+        ours,
+        [X],
+        loss,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        steps=9,
+        callbacks=[two],
+        precision="fp32",
     )
     assert one.seen == two.seen and one.seen[0] == ("start", 0, 9) and one.seen[-1] == ("end", 4)
     assert history.stopped

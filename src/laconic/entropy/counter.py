@@ -56,7 +56,7 @@ def soft_bits(codes: Tensor, kernel: Kernel = "cos", resolution: int = RESOLUTIO
         )
     if not torch.isfinite(codes).all():
         raise BadWeights("the codes hold NaN or infinity")
-    if float(codes.max() - codes.min()) > MOST_LEVELS:
+    if float(codes.detach().max() - codes.detach().min()) > MOST_LEVELS:
         raise UsageError(f"codes spread over more than {MOST_LEVELS} levels: take larger steps")
     bits: Tensor = _SoftBits.apply(codes, kernel, resolution)  # type: ignore[no-untyped-call]
     return bits
