@@ -86,4 +86,4 @@ def test_every_layer_method_may_be_named():
             and not cls.changes_inputs
             and cls is not Mixed
         ):
-            Mixed(name)
+            assert Mixed(name).options()

@@ -20,8 +20,6 @@ from laconic.prune import sparsegpt
 from laconic.prune._scored import Pruner
 from laconic.tensors import CompressedTensor, patterns
 
-SWEPT = "or pattern=layer or n:m, which wider layers are swept for"
-
 
 @dataclass(frozen=True)
 class ExactOBS(Pruner):
@@ -90,7 +88,7 @@ class ExactOBS(Pruner):
         if self._block or self.pattern == "row":
             raise UsageError(
                 f"{stats.layer.name} has {wide}: zeros by {self.pattern} take each row's own inverse; "
-                f"give a greater widest, {SWEPT}"
+                "give a greater widest, or pattern=layer or n:m, which wider layers are swept for"
             )
         stats.note(f"{wide}: swept as sparsegpt does")
         values, keep, note = sparsegpt.sweep(rows, moment, self.sparsity, self.pattern, self.damp)
@@ -117,14 +115,10 @@ class ExactOBS(Pruner):
         else:
             each = round(self.sparsity * rows.shape[1])
             found = exact_prune(seen, inverse, steps=each if self.pattern == "row" else None)
-            steps = (
-                torch.full_like(found.order[:, 0], each)
-                if each
-                else found.order.new_zeros(len(rows))
-            )
+            taken: Tensor | int = each
             if self.pattern == "layer":
-                steps = shares(found.loss, round(self.sparsity * found.loss.numel()))
-            keep = kept_after(found.order, rows.shape[1], steps)
+                taken = shares(found.loss, round(self.sparsity * found.loss.numel()))
+            keep = kept_after(found.order, rows.shape[1], taken)
         values = seen + absorb_error(seen * ~keep, moment, keep, self.damp)
         return torch.where(keep & factor.dead, rows, values.to(rows.dtype)) * keep, keep
 

@@ -1,6 +1,7 @@
 """Mixed: one budget over the formats of several methods."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Self
 
 from torch import Tensor
@@ -88,9 +89,15 @@ class Mixed(LayerMethod):
         return None if found is None else replace(self, chosen=spell(found))
 
     def _methods(self) -> list[Any]:
-        return [build(spec) for spec in self.formats.split()]
+        return [_made(spec) for spec in self.formats.split()]
 
     def _method(self) -> Any:
         if not self.chosen:
             raise UsageError("mixed chooses formats by a budget: give --budget, such as 2.6bit")
-        return build(self.chosen)
+        return _made(self.chosen)
+
+
+@cache
+def _made(spec: str) -> Any:
+    """What `spec` spells, made once: a budget asks for it again and again."""
+    return build(spec)

@@ -12,7 +12,7 @@ from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.numerics._checks import check_finite
 from laconic.numerics.golden import golden_section
-from laconic.tensors import CompressedTensor, Dense
+from laconic.tensors import CompressedTensor, Dense, IntQuantizer
 from laconic.tensors.codebook import Codebook
 from laconic.tensors.packing import grouped, spread
 
@@ -56,14 +56,7 @@ class REQuant(LayerMethod):
     taxonomy = ("quantization", "post-training", "weight-only", "non-uniform", "range estimation")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise UsageError(f"bits must be a whole number in 2..8, found {self.bits!r}")
-        if self.group not in ("row", "tensor") and not (
-            isinstance(self.group, int) and self.group >= 1
-        ):
-            raise UsageError(
-                f"group must be a number >= 1, 'row' or 'tensor', found {self.group!r}"
-            )
+        IntQuantizer(self.bits, self.group)  # checks both
         if not 0 <= self.power <= 1:
             raise UsageError(
                 f"power must be above 0 and at most 1, or 0 to choose, found {self.power!r}"

@@ -89,8 +89,8 @@ def fit_block(
     def relative_error() -> float:
         lost, whole = 0.0, 0.0
         for sequence in judged:
-            goal = _first(target(sequence))
-            lost += _energy(_first(output(sequence)) - goal)
+            goal = first_output(target(sequence))
+            lost += _energy(first_output(output(sequence)) - goal)
             whole += _energy(goal)
         return lost / whole if whole else lost
 
@@ -136,11 +136,12 @@ def _split(sequences: list[int], held_out: float) -> tuple[list[int], list[int]]
 
 def _distance(output: Callable[[int], Any], target: Callable[[int], Any], number: int) -> Tensor:
     with torch.no_grad():
-        goal = _first(target(number))
-    return (_first(output(number)).float() - goal.float()).square().mean()
+        goal = first_output(target(number))
+    return (first_output(output(number)).float() - goal.float()).square().mean()
 
 
-def _first(output: Any) -> Tensor:
+def first_output(output: Any) -> Tensor:
+    """(..., d) what a block puts out, or what stands first where it puts out several things."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 

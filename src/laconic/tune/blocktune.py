@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from laconic.tensors import CompressedTensor, Dense
 from laconic.tensors.coded import Coded
 from laconic.tensors.combined import Sum, Transformed
 from laconic.tensors.stored import Record
-from laconic.tune.blocks import fit_block
+from laconic.tune.blocks import first_output, fit_block
 from laconic.tune.subsets import is_norm
 from laconic.tune.tunable import Tunable
 
@@ -66,19 +65,16 @@ class BlockTune(BlockMethod):
         """Trains the block of `view`, and notes what came of it."""
         if not view.sequences:
             raise DataError("blocktune needs calibration data: give --data")
-        targets = _targets(view)
         live, records = view.live, {la: view.live.record(la) for la in view.live.layers}
         with torch.inference_mode(False):
-            free: list[Tensor] = []
-            for layer, record in records.items():
-                value, values = _freed(record.weight)
-                if values:
-                    live.install(layer, replace(record, weight=value))
-                    free += values
+            freed = {layer: _freed(record.weight) for layer, record in records.items()}
             norms = _norms(live) if self.norms else {}
-            free += norms.values()
+            free = [*(t for _, values in freed.values() for t in values), *norms.values()]
             if not free:
                 return
+            targets = _targets(view)
+            for layer, (value, _) in freed.items():
+                live.install(layer, replace(records[layer], weight=value))
             with _training(free):
                 fit = fit_block(
                     live.module, view.output, lambda s: targets[s], view.sequences, parameters=free,
@@ -104,18 +100,12 @@ def _targets(view: BlockView) -> dict[int, Tensor]:
     live.decode()
     try:
         with torch.inference_mode():
-            found = {s: _first(view.output(s)).clone() for s in view.sequences}
+            found = {s: first_output(view.output(s)).clone() for s in view.sequences}
     finally:
         for layer, record in records.items():
             live.install(layer, record)
     with torch.inference_mode(False):
         return {s: value.clone() for s, value in found.items()}
-
-
-def _first(output: Any) -> Tensor:
-    first = output[0] if isinstance(output, tuple) else output
-    assert isinstance(first, Tensor)
-    return first
 
 
 def _freed(value: CompressedTensor) -> tuple[CompressedTensor, list[Tensor]]:
