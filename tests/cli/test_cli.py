@@ -342,7 +342,9 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     _, err = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip("it had finished already")
-    assert process.returncode == 1 and "Traceback" not in err
+    # CPython ends by the signal, whatever the exit code, where extension modules were running code
+    assert process.returncode in (1, -signal.SIGINT)
+    assert err.count("\n") == 1 and "interrupted; nothing was left" in err
     assert list(tmp_path.iterdir()) == []
 
 
