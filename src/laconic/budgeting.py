@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from laconic.allocate.budget import Budget, Unit
+from laconic.allocate.sensitivity import measure_sensitivity
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.options import RunOptions
-from laconic.calibrate.sensitivity import SEQUENCES, measure_sensitivity
 from laconic.calibrate.statistics import SecondMoment
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.measure.flops import count, count_parameters
@@ -96,7 +96,7 @@ def plan_budget(
     )
     if sensitivity:
         plan.notes.append(
-            f"errors count by what they add to the loss: gradients of {SEQUENCES} sequences"
+            "errors count by how far the model's answers go from the dense ones where one layer is rounded"
         )
     return plan
 

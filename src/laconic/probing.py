@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.allocate.sensitivity import PROBE
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.layer_stats import LayerStats
@@ -113,16 +114,18 @@ class OptionProbe:
             self.names.append(layer.name)
             self.weights += weight.numel()
             self.costs.append([scale * cost for cost, _ in measured])
-            weighed = self._importance(layer, sample, stats) * scale
+            weighed = self._importance(layer, weight.numel(), sample, stats)
             self.errors.append([error * weighed for _, error in measured])
 
-    def _importance(self, layer: Layer, weight: Tensor, stats: LayerStats) -> float:
-        """What an error of all of a layer's energy counts: what it adds to the loss, where that is known."""
-        if layer.name not in self._sensitivity or not stats.count(SecondMoment()):
-            return float(weight.numel())
-        rows = weight.flatten(1).double()
-        energy = ((rows @ stats.mean(SecondMoment())) * rows).sum().item()
-        return self._sensitivity[layer.name] * energy
+    def _importance(self, layer: Layer, numel: int, sample: Tensor, stats: LayerStats) -> float:
+        """What an error of all of a layer's energy counts: nats of the answers, where that is known."""
+        if not self._sensitivity:
+            return float(numel)
+        known = self._sensitivity.get(layer.name)
+        if known is None:  # outside of the blocks: as an average layer
+            known = sum(self._sensitivity.values()) / len(self._sensitivity)
+        probed = output_error(sample, PROBE.quantize(sample.float()), stats)
+        return known / probed if probed > 0 else 0.0
 
 
 def _try(chain: Chain, weight: Tensor, stats: LayerStats, size: Size) -> tuple[float, float]:
@@ -164,7 +167,7 @@ def measure_options(
 ) -> OptionTable:  # fmt: skip
     """Tries every option of a chain on some rows of every layer; keeps the sizes and errors.
 
-    With `sensitivity`, as `measure_sensitivity` gives it, errors are what they add to the loss.
+    With `sensitivity`, as `measure_sensitivity` gives it, errors are nats by which the answers diverge.
     """
     chain = (chain,) if isinstance(chain, LayerMethod) else chain
     probe = OptionProbe(options_of(chain), size, sensitivity)
