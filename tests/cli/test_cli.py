@@ -354,3 +354,16 @@ def test_report_without_runs(laconic, tmp_path):
     (tmp_path / "x.json").write_text("{}")
     code, _, err = laconic("report", tmp_path / "x.json", "--out", tmp_path / "r.html")
     assert code == 1 and "not a run of laconic" in err and not (tmp_path / "r.html").exists()
+
+
+def test_export_and_import(laconic, tmp_path):
+    small = tmp_path / "small"
+    laconic("compress", REFERENCE, "--method", "rtn", "--set", "group=row", "--out", small)
+    code, out, err = laconic("export", small, "--to", "compressed-tensors", "--out", tmp_path / "a")
+    assert code == 0 and "35 layers" in out, err
+    code, out, _ = laconic("import", tmp_path / "a", "--out", tmp_path / "b", "--json")
+    assert code == 0 and json.loads(out)["layers"] > 0
+    code, _, err = laconic("export", small, "--to", "onnx", "--out", tmp_path / "c")
+    assert code == 2 and "unknown format 'onnx'" in err
+    code, _, err = laconic("import", REFERENCE, "--out", tmp_path / "c")
+    assert code == 1 and "can be imported" in err and not (tmp_path / "c").exists()

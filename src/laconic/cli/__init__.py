@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from laconic.cli import capacity, compress, demo, evaluate, inspect, methods, report
+from laconic.cli import capacity, compress, demo, evaluate, exchange, inspect, methods, report
 from laconic.errors import LaconicError, UsageError
 
 VERBS: tuple[Callable[..., None], ...] = (
@@ -17,6 +17,8 @@ VERBS: tuple[Callable[..., None], ...] = (
     inspect.inspect,
     report.report,
     capacity.capacity,
+    exchange.export,
+    exchange.import_,
 )
 
 app = typer.Typer(
@@ -45,7 +47,7 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 for verb in VERBS:
-    app.command()(_interruptible(verb))
+    app.command(verb.__name__.rstrip("_"))(_interruptible(verb))
 
 
 def main() -> None:

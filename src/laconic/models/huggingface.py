@@ -45,7 +45,7 @@ class HuggingFaceSource(ModelSource):
                 "--recipe of both methods if two are wanted"
             )
         self.skeleton = build_skeleton(self.config)
-        self._groups = _Checkpoint(self.skeleton, read_headers(find_shards(folder)))
+        self._groups = Checkpoint(self.skeleton, read_headers(find_shards(folder)))
         self._settle_ties()
         self._check_complete()
 
@@ -135,7 +135,7 @@ def build_skeleton(config: Any) -> nn.Module:
     return module
 
 
-class _Checkpoint:
+class Checkpoint:
     """Tensors on disk under the names that the model in memory gives them."""
 
     def __init__(self, model: nn.Module, entries: dict[str, Entry]) -> None:
