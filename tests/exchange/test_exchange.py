@@ -17,6 +17,7 @@ from laconic.exchange.gguf import quantized_blocks
 from laconic.models.safetensors import read_headers
 from laconic.prune.magnitude import Magnitude
 from laconic.quantize.awq import AWQ
+from laconic.quantize.eora import EoRA
 from laconic.quantize.rtn import RTN
 from tests.exchange.test_uniform import layer
 from tests.models.tiny import TINY, VOCABULARY
@@ -246,6 +247,41 @@ def test_transforms_are_refused(tiny_models, tmp_path):
     laconic.compress(tiny_models["llama"], AWQ(4, 16), tokens, out=tmp_path / "awq")
     with pytest.raises(UnsupportedModel, match="has a channel scale before it"):
         export(tmp_path / "awq", "gptq", tmp_path / "out")
+
+
+def test_what_eora_added_is_an_adapter(tiny_models, tmp_path):
+    tokens = [{"input_ids": torch.randint(4, 160, (1, 24))} for _ in range(8)]
+    both, base = tmp_path / "both", tmp_path / "base"
+    laconic.compress(tiny_models["llama"], [RTN(3, 16), EoRA(rank=4)], tokens, out=both)
+    laconic.compress(tiny_models["llama"], RTN(3, 16), out=base)
+    expected = logits(laconic.load(both, dtype=torch.float32))
+    done = export(both, "compressed-tensors", tmp_path / "ct")
+    assert "adapter" in done.notes[0]
+    export(both, "peft", tmp_path / "lora")
+    for folder, adapter in (
+        (tmp_path / "ct", tmp_path / "ct" / "adapter"),
+        (base, tmp_path / "lora"),
+    ):
+        if folder == base:
+            model = laconic.load(base, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model(**TINY["llama"].inputs())  # decoded by then
+        plain = logits(model)
+        factors = load_file(adapter / "adapter_model.safetensors")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        assert config["lora_alpha"] == config["r"] == 4 and len(config["target_modules"]) == 14
+        for path in config["target_modules"]:
+            a, b = (factors[f"base_model.model.{path}.lora_{n}.weight"].float() for n in "AB")
+            model.get_submodule(path).register_forward_hook(
+                lambda _m, x, y, a=a, b=b: y + x[0] @ a.T @ b.T
+            )
+        assert torch.allclose(logits(model), expected, atol=1e-4)
+        assert not torch.allclose(plain, expected, atol=1e-2)
+    with pytest.raises(UnsupportedModel, match="nothing of low rank"):
+        export(base, "peft", tmp_path / "none")
+    with pytest.raises(OutputExists):
+        export(both, "peft", tmp_path / "lora")
 
 
 @pytest.mark.parametrize("to", ["compressed-tensors", "gptq"])

@@ -17,7 +17,7 @@ from laconic.models.source import copy_side_files
 from laconic.report.points import REPORT_FILE
 from laconic.tensors import Dense
 from laconic.tensors.modules import is_conv1d
-from laconic.tensors.stored import decode_record
+from laconic.tensors.stored import Record, decode_record
 
 
 class CompressedFolder:
@@ -71,34 +71,44 @@ class CompressedFolder:
         Raises:
             UnsupportedModel: a layer is not codes on a uniform grid; the message says what it is.
         """
+        for path, module, blobs in self._modules_with_blobs():
+            for name, value in blobs.items():
+                if isinstance(value, Tensor):
+                    yield name, value
+                elif isinstance(value.weight, Dense) and value.transform is None:
+                    yield name, value.weight.dense()
+                elif isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module):
+                    yield UniformLayer.of(path, value, module)
+                else:
+                    kind = type(module).__name__
+                    raise UnsupportedModel(f"{path} is a compressed {kind}, and not a linear layer")
         inside = tuple(f"{path}." for path in self._modules)
-        for path in self._modules:
-            yield from self._module(path)
         for name, entry in self._entries.items():
             if not name.startswith(inside):
                 yield name, read_tensor(entry)
 
-    def _module(self, path: str) -> Iterator[UniformLayer | tuple[str, Tensor]]:
-        try:
-            module = self.skeleton.get_submodule(path)
-        except AttributeError as error:
-            raise CorruptFile(f"config.json names {path}, which the model has not") from error
-        blobs = {n: e for n, e in self._entries.items() if n.startswith(f"{path}.")}
-        for name, entry in blobs.items():
-            if entry.dtype != "U8" or name == f"{path}.bias":
-                yield name, read_tensor(entry)
-                continue
+    def records(self) -> Iterator[tuple[str, nn.Module, Record]]:
+        """Path, module and record of everything that is compressed."""
+        for path, module, blobs in self._modules_with_blobs():
+            yield from ((path, module, v) for v in blobs.values() if isinstance(v, Record))
+
+    def _modules_with_blobs(self) -> Iterator[tuple[str, nn.Module, dict[str, Record | Tensor]]]:
+        for path in self._modules:
             try:
-                record = decode_record(read_tensor(entry).numpy())
-            except CorruptFile as error:
-                raise CorruptFile(f"{name}: {error}") from error
-            if isinstance(record.weight, Dense) and record.transform is None:
-                yield name, record.weight.dense()
-            elif isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module):
-                yield UniformLayer.of(path, record, module)
-            else:
-                kind = type(module).__name__
-                raise UnsupportedModel(f"{path} is a compressed {kind}, and not a linear layer")
+                module = self.skeleton.get_submodule(path)
+            except AttributeError as error:
+                raise CorruptFile(f"config.json names {path}, which the model has not") from error
+            names = [name for name in self._entries if name.startswith(f"{path}.")]
+            yield path, module, {name: self._read(name, f"{path}.bias") for name in names}
+
+    def _read(self, name: str, bias: str) -> Record | Tensor:
+        entry = self._entries[name]
+        if entry.dtype != "U8" or name == bias:
+            return read_tensor(entry)
+        try:
+            return decode_record(read_tensor(entry).numpy())
+        except CorruptFile as error:
+            raise CorruptFile(f"{name}: {error}") from error
 
     def save_config(self, folder: Path, quantization: dict[str, Any]) -> None:
         """Writes everything but the weights, with another `quantization_config`."""

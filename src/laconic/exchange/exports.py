@@ -4,18 +4,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
-from laconic.errors import UnsupportedModel, UsageError, did_you_mean
+from laconic.errors import OutputExists, UnsupportedModel, UsageError, did_you_mean
 from laconic.exchange.compressed_folder import CompressedFolder
 from laconic.exchange.compressed_tensors import CompressedTensorsWriter
 from laconic.exchange.gguf import write_gguf
 from laconic.exchange.gptq import GPTQWriter
-from laconic.exchange.uniform import UniformLayer, rounding_of
+from laconic.exchange.uniform import UniformLayer, rounding_of, without_factors
 from laconic.measure.resources import stored_bytes
 from laconic.models.directory import DirectorySink
+from laconic.tensors.modules import is_conv1d
+from laconic.tune.adapter_files import save_factors
 
-Target = Literal["compressed-tensors", "gptq", "gguf"]
+Target = Literal["compressed-tensors", "gptq", "gguf", "peft"]
+ADAPTER = "adapter"  # folder beside the weights, for factors that were added to them
 WRITERS: dict[str, type[CompressedTensorsWriter] | type[GPTQWriter]] = {
     "compressed-tensors": CompressedTensorsWriter,
     "gptq": GPTQWriter,
@@ -58,7 +61,8 @@ def export(path: str | Path, to: Target, out: str | Path, *, overwrite: bool = F
     Args:
         path: a directory that `laconic compress` wrote.
         to: `compressed-tensors` (pack-quantized: vLLM, transformers), `gptq` (GPTQModel, vLLM,
-            transformers) or `gguf` (llama.cpp).
+            transformers), `gguf` (llama.cpp), or `peft`: only the factors of low rank that `eora` added, as
+            an adapter for the model without them.
         out: the directory to make; of `gguf`, the file.
         overwrite: whether what is there is replaced, once the new one is complete.
 
@@ -71,28 +75,31 @@ def export(path: str | Path, to: Target, out: str | Path, *, overwrite: bool = F
         raise UsageError(f"unknown format {to!r}; {did_you_mean(to, get_args(Target))}")
     folder, out = CompressedFolder(Path(path)), Path(out)
     try:
+        if to == "peft":
+            return _write_adapter(folder, out, overwrite)
         if to == "gguf":
             count, rounding, notes = write_gguf(folder, out, overwrite)
             return Export(str(path), to, str(out), count, out.stat().st_size, rounding, notes)
-        count, rounding = _write_directory(folder, WRITERS[to](), out, overwrite)
+        count, rounding, notes = _write_directory(folder, WRITERS[to](), out, overwrite)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path} cannot be written as {to}: {error}") from error
-    return Export(str(path), to, str(out), count, stored_bytes(out), rounding)
+    return Export(str(path), to, str(out), count, stored_bytes(out), rounding, notes)
 
 
 def _write_directory(
-    folder: CompressedFolder,
-    writer: CompressedTensorsWriter | GPTQWriter,
-    out: Path,
-    overwrite: bool,
-) -> tuple[int, float]:
-    """Streams all parts of `folder`; how many layers there were, and the rounding of their scales."""
+    folder: CompressedFolder, writer: CompressedTensorsWriter | GPTQWriter, out: Path, overwrite: bool
+) -> tuple[int, float, tuple[str, ...]]:  # fmt: skip
+    """Streams all parts of `folder`; how many layers there were, the rounding of their scales, and notes."""
     count, rounding = 0, 0.0
     plain = {n for n, m in folder.skeleton.named_modules() if isinstance(m, nn.Linear)}
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def save_config(target: Path, modules: list[str]) -> None:
         folder.save_config(target, writer.config())
+        if factors:
+            save_factors(target / ADAPTER, factors, base=str(out), transposed=transposed)
 
+    transposed = any(is_conv1d(module) for module in folder.skeleton.modules())
     with DirectorySink(out, save_config, overwrite=overwrite) as sink:
         for part in folder.parts():
             if not isinstance(part, UniformLayer):
@@ -102,10 +109,35 @@ def _write_directory(
             for name, tensor in writer.tensors(part, dtype).items():
                 sink.put_tensor(name, tensor)
             rounding = max(rounding, rounding_of(part, writer.scales_in(dtype)))
+            if part.factors is not None:
+                factors[part.path] = part.factors
             plain.discard(part.path)
             count += 1
         if not count:
             raise UnsupportedModel("none of its layers is compressed")
         for path in sorted(plain):
             writer.leave(path)
-    return count, rounding
+    note = f"what was added in low rank is an adapter in {out / ADAPTER}: load it with peft, or vLLM's LoRA"
+    return count, rounding, (note,) if factors else ()
+
+
+def _write_adapter(folder: CompressedFolder, out: Path, overwrite: bool) -> Export:
+    """Writes only the factors that were added to layers."""
+    found, transposed = {}, False
+    for path, module, record in folder.records():
+        pair = without_factors(record.weight)[1]
+        if pair is None:
+            continue
+        if record.transform is not None:
+            raise UnsupportedModel(f"{path} has a {record.transform.kind} before it")
+        found[path] = pair
+        transposed |= is_conv1d(module)
+    if not found:
+        raise UnsupportedModel(
+            "nothing of low rank was added to its layers: put eora behind a method"
+        )
+    if out.exists() and not overwrite:
+        raise OutputExists(f"{out} exists; choose another --out or give --overwrite")
+    save_factors(out, found, base=str(folder.folder), transposed=transposed)
+    size = sum(a.nbytes + b.nbytes for a, b in found.values())
+    return Export(str(folder.folder), "peft", str(out), len(found), size)

@@ -87,6 +87,8 @@ def quantized_blocks(layer: UniformLayer) -> tuple[np.ndarray, str]:
         UnsupportedModel: another width than 4 or 8, zero points, or scales that 32 columns do not share.
     """
     rows, columns = layer.codes.shape
+    if layer.factors is not None:
+        raise UnsupportedModel(f"{layer.path} has factors of low rank added to it")
     if layer.bits not in (4, 8):
         raise UnsupportedModel(f"{layer.path} has {layer.bits} bits; Q4_0 and Q8_0 have 4 and 8")
     if not layer.symmetric:

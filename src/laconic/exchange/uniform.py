@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UnsupportedModel
-from laconic.tensors import Grouped
+from laconic.tensors import CompressedTensor, Grouped, LowRank, Sum
 from laconic.tensors.modules import is_conv1d
 from laconic.tensors.packing import matrix_shape, pack, spread, unpack
 from laconic.tensors.stored import Record
@@ -27,6 +27,7 @@ class UniformLayer:
         order: (C,), column c of the codes multiplies input `order[c]`; None where they are in order.
         transposed: whether the module keeps its weight as (in, out).
         table: whether it is an embedding, whose rows are looked up.
+        factors: A (rank, C) and B (R, rank), whose product BA is added to the value; None without.
     """
 
     path: str
@@ -38,6 +39,7 @@ class UniformLayer:
     order: Tensor | None = None
     transposed: bool = False
     table: bool = False
+    factors: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, path: str, record: Record, module: nn.Module) -> "UniformLayer":
@@ -46,7 +48,7 @@ class UniformLayer:
         Raises:
             UnsupportedModel: it is not codes on a uniform grid with nothing else.
         """
-        weight, moved = record.weight, record.transform
+        (weight, factors), moved = without_factors(record.weight), record.transform
         if not isinstance(weight, Grouped) or len(weight.shape) != 2:
             raise UnsupportedModel(f"{path} is {weight.format}, not integers on a uniform grid")
         if moved is not None and not isinstance(moved, Permutation):
@@ -60,7 +62,7 @@ class UniformLayer:
         order = None if moved is None else moved.order
         return cls(
             path, weight.bits, weight.group, weight.codes(), scale, zero, order,
-            is_conv1d(module), isinstance(module, nn.Embedding),
+            is_conv1d(module), isinstance(module, nn.Embedding), factors,
         )  # fmt: skip
 
     @property
@@ -114,6 +116,23 @@ class UniformLayer:
             raise UnsupportedModel(
                 f"{self.path} has {self.columns} columns, which groups of {self.group} do not divide"
             )
+
+
+def without_factors(
+    value: CompressedTensor,
+) -> tuple[CompressedTensor, tuple[Tensor, Tensor] | None]:
+    """What factors of low rank were added to, and these: A (rank, C) and B (R, rank); None without.
+
+    Only matrices have such; a sum of anything else stays as it is.
+    """
+    if not isinstance(value, Sum) or len(value.shape) != 2:
+        return value, None
+    added = [part for part in value.parts if isinstance(part, LowRank)]
+    rest = [part for part in value.parts if not isinstance(part, LowRank)]
+    if not added or len(rest) != 1:
+        return value, None
+    a = torch.cat([part.right.dense() for part in added])
+    return rest[0], (a, torch.cat([part.left.dense() for part in added], dim=1))
 
 
 def rounding_of(layer: UniformLayer, dtype: torch.dtype) -> float:

@@ -38,18 +38,61 @@ def save_lora(model: nn.Module, folder: str | Path) -> Path:
         raise UsageError(
             f"adapters of one kind are saved together, found {sorted(kinds) or 'none'}"
         )
+    first = next(iter(adapters.values()))
+    factors = {
+        path: (a.lora_A.weight.detach(), a.lora_B.weight.detach()) for path, a in adapters.items()
+    }
+    return save_factors(
+        folder, factors, alphas={path: a.alpha for path, a in adapters.items()}, dropout=first.dropout.p,
+        kind=first.kind, base=getattr(getattr(model, "config", None), "_name_or_path", None),
+        transposed=any(is_conv1d(adapter.base) for adapter in adapters.values()),
+    )  # fmt: skip
+
+
+def save_factors(
+    folder: str | Path, factors: Mapping[str, tuple[Tensor, Tensor]],
+    *, alphas: Mapping[str, float] | None = None, dropout: float = 0.0, kind: str = "plain",
+    base: str | None = None, transposed: bool = False,
+) -> Path:  # fmt: skip
+    """Writes factors of low rank in PEFT's layout; the model adds `alpha / rank * B (A x)`.
+
+    Args:
+        folder: is made.
+        factors: A (rank, in) and B (out, rank) by module path; at least one.
+        alphas: by module path; a factor of 1 by default.
+        dropout: of the inputs while training.
+        kind: other than `plain` PEFT refuses.
+        base: name of the model.
+        transposed: whether the layers keep their weight as (in, out), as GPT-2's do.
+    """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for path, adapter in adapters.items():
-        for name in ("lora_A", "lora_B"):
-            weight = getattr(adapter, name).weight.detach().cpu().contiguous()
-            tensors[f"{PREFIX}{path}.{name}.weight"] = weight
+    ranks = {path: len(a) for path, (a, _) in factors.items()}
+    scales = {path: float(rank) for path, rank in ranks.items()} if alphas is None else alphas
+    tensors = {
+        f"{PREFIX}{path}.{name}.weight": part.cpu().contiguous()
+        for path, pair in factors.items() for name, part in zip(("lora_A", "lora_B"), pair)
+    }  # fmt: skip
+    first = next(iter(factors))
+    config = {
+        "peft_type": PLAIN if kind == "plain" else f"LACONIC_{kind.upper()}_{PLAIN}",
+        "base_model_name_or_path": base or None,
+        "task_type": None,
+        "inference_mode": True,
+        "r": ranks[first],
+        "lora_alpha": scales[first],
+        "lora_dropout": dropout,
+        "target_modules": list(factors),
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "rank_pattern": {p: r for p, r in ranks.items() if r != ranks[first]},
+        "alpha_pattern": {p: a for p, a in scales.items() if a != scales[first]},
+    }
     temporary = out / f"{TENSORS}.{os.getpid()}"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(out / TENSORS)
     temporary = out / f"{CONFIG}.{os.getpid()}"
-    temporary.write_text(json.dumps(_config(model, adapters, *kinds), indent=2) + "\n")
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
     temporary.replace(out / CONFIG)
     return out
 
@@ -89,25 +132,6 @@ def load_lora(
             adapter.lora_A.weight.copy_(factors[path][0])
             adapter.lora_B.weight.copy_(factors[path][1])
     return found
-
-
-def _config(model: nn.Module, adapters: Mapping[str, LoRA], kind: str) -> dict[str, Any]:
-    first = next(iter(adapters.values()))
-    name = getattr(getattr(model, "config", None), "_name_or_path", None)
-    return {
-        "peft_type": PLAIN if kind == "plain" else f"LACONIC_{kind.upper()}_{PLAIN}",
-        "base_model_name_or_path": name or None,
-        "task_type": None,
-        "inference_mode": True,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout.p,
-        "target_modules": list(adapters),
-        "bias": "none",
-        "fan_in_fan_out": any(is_conv1d(adapter.base) for adapter in adapters.values()),
-        "rank_pattern": {p: a.rank for p, a in adapters.items() if a.rank != first.rank},
-        "alpha_pattern": {p: a.alpha for p, a in adapters.items() if a.alpha != first.alpha},
-    }
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
