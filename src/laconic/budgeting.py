@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from laconic.allocate.budget import Budget, Unit
-from laconic.allocate.sensitivity import measure_sensitivity
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.options import RunOptions
+from laconic.calibrate.sensitivity import SEQUENCES, measure_sensitivity
 from laconic.calibrate.statistics import SecondMoment
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.measure.flops import count, count_parameters
@@ -72,7 +73,7 @@ def plan_budget(
     whole = rest = 0.0
     if budget.unit not in STORED:
         size, whole, rest = _counted(source, budget.unit, also, calibration)
-    sensitivity: dict[str, float] = {}
+    sensitivity: dict[str, Tensor] = {}
     if calibration is not None and any(SecondMoment() in method.wants for method in chain):
         device = (options or RunOptions()).device
         sensitivity = measure_sensitivity(source, calibration, device=device, progress=progress)
@@ -96,7 +97,7 @@ def plan_budget(
     )
     if sensitivity:
         plan.notes.append(
-            "errors count by how far the model's answers go from the dense ones where one layer is rounded"
+            f"errors count by what they add to the loss: gradients of {SEQUENCES} sequences"
         )
     return plan
 

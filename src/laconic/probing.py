@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.allocate.sensitivity import PROBE
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.layer_stats import LayerStats
@@ -86,14 +85,15 @@ class OptionProbe:
 
     def __init__(
         self, options: Sequence[Chain], size: Size = stored_bytes,
-        sensitivity: Mapping[str, float] | None = None,
+        sensitivity: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.options, self.size = options, size
         self._sensitivity = sensitivity or {}
         self.names: list[str] = []
         self.costs: list[list[float]] = []
-        self.errors: list[list[float]] = []
-        self.weights = 0
+        self._errors: list[list[float]] = []  # shares of what each layer puts out
+        self._importance: list[float | None] = []  # what all of that counts, where it is known
+        self._numel: list[int] = []
 
     @property
     def wants(self) -> tuple[Statistic, ...]:
@@ -105,30 +105,44 @@ class OptionProbe:
         for layer in view.live.layers:
             weight, stats = view.live.weight(layer), view.stats[layer.name]
             by_rows = all(method.by_rows for chain in self.options for method in chain)
-            sample = _some_rows(weight) if by_rows else weight
-            scale = weight.numel() / max(1, sample.numel())
+            step = _step(weight) if by_rows else 1
+            sample, scale = (
+                weight[::step].contiguous(),
+                weight.numel() / max(1, weight[::step].numel()),
+            )
+            rows = self._sensitivity.get(layer.name)
+            rows = rows[::step] if rows is not None and stats.count(SecondMoment()) else None
             measured = parallel_map(
-                lambda chain, w=sample, s=stats: _try(chain, w, s, self.size),  # type: ignore[misc]
+                lambda chain, w=sample, s=stats, r=rows: _try(chain, w, s, self.size, r),  # type: ignore[misc]
                 self.options,
             )
             self.names.append(layer.name)
-            self.weights += weight.numel()
             self.costs.append([scale * cost for cost, _ in measured])
-            weighed = self._importance(layer, weight.numel(), sample, stats)
-            self.errors.append([error * weighed for _, error in measured])
+            self._errors.append([error for _, error in measured])
+            self._numel.append(weight.numel())
+            whole = None if rows is None else scale * _energies(sample, sample, stats, rows)[1]
+            self._importance.append(whole)
 
-    def _importance(self, layer: Layer, numel: int, sample: Tensor, stats: LayerStats) -> float:
-        """What an error of all of a layer's energy counts: nats of the answers, where that is known."""
-        if not self._sensitivity:
-            return float(numel)
-        known = self._sensitivity.get(layer.name)
-        if known is None:  # outside of the blocks: as an average layer
-            known = sum(self._sensitivity.values()) / len(self._sensitivity)
-        probed = output_error(sample, PROBE.quantize(sample.float()), stats)
-        return known / probed if probed > 0 else 0.0
+    @property
+    def weights(self) -> int:
+        """How many were seen."""
+        return sum(self._numel)
+
+    def errors(self) -> list[list[float]]:
+        """What each option loses on each layer: comparable between layers, so that they add up.
+
+        In units of the loss where sensitivities are known, and layers whose are not count as the others do
+        for each weight. Otherwise the share of the layer's outputs that is lost, times its weights.
+        """
+        known = [(i, n) for i, n in zip(self._importance, self._numel) if i is not None]
+        each = sum(i for i, _ in known) / max(1, sum(n for _, n in known)) if known else 1.0
+        whole = [each * n if i is None else i for i, n in zip(self._importance, self._numel)]
+        return [[factor * e for e in row] for factor, row in zip(whole, self._errors)]
 
 
-def _try(chain: Chain, weight: Tensor, stats: LayerStats, size: Size) -> tuple[float, float]:
+def _try(
+    chain: Chain, weight: Tensor, stats: LayerStats, size: Size, rows: Tensor | None
+) -> tuple[float, float]:
     """What some rows of a layer cost and lose, as the chain makes them."""
     record, seen = Record(Dense(weight)), LayerStats(stats.layer, stats.collected)
     for method in chain:
@@ -137,37 +151,58 @@ def _try(chain: Chain, weight: Tensor, stats: LayerStats, size: Size) -> tuple[f
         if record.transform is not None and record.transform is not before:
             seen = stats.behind(record.transform)
     folded = weight if record.transform is None else record.transform.fold(weight)
-    return size(record, stats.layer), output_error(folded, record.weight, seen)
+    return size(record, stats.layer), output_error(folded, record.weight, seen, rows)
 
 
-def output_error(weight: Tensor, value: CompressedTensor, stats: LayerStats) -> float:
-    """`tr(E H E^T) / tr(W H W^T)` with E = W - W'; H is diagonal where only norms are known.
+def output_error(
+    weight: Tensor, value: CompressedTensor, stats: LayerStats, rows: Tensor | None = None
+) -> float:
+    """`tr(R E H E^T) / tr(R W H W^T)` with E = W - W'; H is diagonal where only norms are known.
 
     Of the weights alone where nothing is known of the inputs.
+
+    Args:
+        weight: W (out, ...).
+        value: W'.
+        stats: of the inputs.
+        rows: (out,), the diagonal of R: what the error of each output counts; all alike by default.
     """
-    known = [s for s in (SecondMoment(), InputNorm()) if stats.count(s)]
-    if not known:
+    if not _known(stats):
         return relative_error(weight, value)
+    lost, whole = _energies(weight, value.dense(torch.float32), stats, rows)
+    return max(0.0, lost) / max(whole, torch.finfo(torch.float64).tiny)
+
+
+def _known(stats: LayerStats) -> list[Statistic]:
+    return [s for s in (SecondMoment(), InputNorm()) if stats.count(s)]
+
+
+def _energies(
+    weight: Tensor, value: Tensor, stats: LayerStats, rows: Tensor | None
+) -> tuple[float, float]:
+    """`tr(R E H E^T)` and `tr(R W H W^T)`."""
+    known = _known(stats)[0]
     dense = weight.flatten(1).double()
-    lost = dense - value.dense(torch.float32).flatten(1).double()
-    if isinstance(known[0], SecondMoment):
-        moment = stats.mean(known[0])
-        energy = [((part @ moment) * part).sum().item() for part in (lost, dense)]
+    parts = dense - value.flatten(1).double(), dense
+    if isinstance(known, SecondMoment):
+        moment = stats.mean(known)
+        each = [((part @ moment) * part).sum(dim=1) for part in parts]
     else:
-        squares = stats.mean(known[0], "square")
-        energy = [(part.square() @ squares).sum().item() for part in (lost, dense)]
-    return max(0.0, energy[0]) / max(energy[1], torch.finfo(torch.float64).tiny)
+        squares = stats.mean(known, "square")
+        each = [part.square() @ squares for part in parts]
+    weighed = [e if rows is None else e * rows.to(e) for e in each]
+    return weighed[0].sum().item(), weighed[1].sum().item()
 
 
 def measure_options(
     source: ModelSource, chain: Chain | LayerMethod,
     *, calibration: Calibration | None = None, also: Sequence[str] = (),
     options: RunOptions | None = None, progress: Progress = SILENT, size: Size = stored_bytes,
-    sensitivity: Mapping[str, float] | None = None,
+    sensitivity: Mapping[str, Tensor] | None = None,
 ) -> OptionTable:  # fmt: skip
     """Tries every option of a chain on some rows of every layer; keeps the sizes and errors.
 
-    With `sensitivity`, as `measure_sensitivity` gives it, errors are nats by which the answers diverge.
+    With `sensitivity`, as `measure_sensitivity` gives it, errors are what they add to the loss.
     """
     chain = (chain,) if isinstance(chain, LayerMethod) else chain
     probe = OptionProbe(options_of(chain), size, sensitivity)
@@ -176,12 +211,11 @@ def measure_options(
         options=options, progress=progress, what="measuring options",
     )  # fmt: skip
     table = OptionTable(
-        probe.names, probe.options, np.array(probe.costs), np.array(probe.errors), probe.weights
+        probe.names, probe.options, np.array(probe.costs), np.array(probe.errors()), probe.weights
     )
     return table.refined()
 
 
-def _some_rows(weight: Tensor) -> Tensor:
-    """Every n-th row of `weight`, about `SAMPLE_WEIGHTS` weights."""
-    step = min(weight.shape[0], max(1, weight.numel() // SAMPLE_WEIGHTS)) or 1
-    return weight[::step].contiguous()
+def _step(weight: Tensor) -> int:
+    """Every so many-th row of `weight` make about `SAMPLE_WEIGHTS` weights."""
+    return min(weight.shape[0], max(1, weight.numel() // SAMPLE_WEIGHTS)) or 1
