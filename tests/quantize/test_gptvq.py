@@ -93,6 +93,14 @@ def test_settings_out_of_range(settings):
         GPTVQ(**settings)
 
 
+def test_parts_of_bits(weight):
+    errors = [compressed(GPTVQ(bits, 4), weight)[1] for bits in (1, 1.5, 2)]
+    assert errors == sorted(errors, reverse=True)
+    assert all(isinstance(o, GPTVQ) for o in GPTVQ(dim=4).options())
+    with pytest.raises(UsageError, match="whole number in 1..12"):
+        GPTVQ(1.3, 4)
+
+
 def test_damaged_weights(weight):
     weight[0, 0] = torch.nan
     with pytest.raises(BadWeights):

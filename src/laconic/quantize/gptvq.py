@@ -22,6 +22,9 @@ from laconic.tensors.packing import grouped
 
 BAND = 256  # columns, at most, that share codebooks
 WIDEST_CODE = 12  # bits
+MOST_CODE = (
+    9  # of the strengths that budgets try: beyond, codebooks of small layers outgrow the codes
+)
 ENTRY_BITS = {"int8": 8, "bf16": 16}
 SCALE_BITS = 16  # of a codebook in int8
 SCALE_LEVELS = 16  # that the scales of blocks lie on
@@ -40,7 +43,7 @@ class GPTVQ(LayerMethod):
     what the layer puts out, by conjugate gradients.
 
     Args:
-        bits: 1 to 8 of a weight; `bits * dim`, the bits of a code, at most 12.
+        bits: of a weight; `bits * dim`, the bits of a code, must be a whole number in 1..12.
         dim: columns of a vector, 1, 2, 4 or 8.
         overhead: bits a weight that codebooks may take, above 0; says how many weights share one.
         scale_block: columns of a row that have a scale of their own, one of 16; None for none.
@@ -55,7 +58,7 @@ class GPTVQ(LayerMethod):
         (SecondMoment(),)
     """
 
-    bits: int = 2
+    bits: float = 2
     dim: Literal[1, 2, 4, 8] = 2
     overhead: float = 0.25
     scale_block: int | None = None
@@ -75,14 +78,10 @@ class GPTVQ(LayerMethod):
     def __post_init__(self) -> None:
         if self.dim not in (1, 2, 4, 8):
             raise UsageError(f"dim must be 1, 2, 4 or 8, found {self.dim!r}")
-        if (
-            not isinstance(self.bits, int)
-            or not 1 <= self.bits <= 8
-            or self.bits * self.dim > WIDEST_CODE
-        ):
+        if self.bits * self.dim not in range(1, WIDEST_CODE + 1):
             raise UsageError(
-                f"bits must be a whole number in 1..8 and bits * dim at most {WIDEST_CODE}, found "
-                f"{self.bits!r} and dim {self.dim}"
+                f"bits times dim must be a whole number in 1..{WIDEST_CODE}, found {self.bits!r} and dim "
+                f"{self.dim}"
             )
         if self.entries not in ENTRY_BITS:
             raise UsageError(f"entries must be 'int8' or 'bf16', found {self.entries!r}")
@@ -115,15 +114,20 @@ class GPTVQ(LayerMethod):
         return sweep.packed(codes, entries, weight)
 
     def options(self) -> tuple["GPTVQ", ...]:
-        """2 to 4 bits, as far as codes allow, with codebooks of 1/8 and 1/4 of a bit."""
-        bits = [b for b in (2, 3, 4) if b * self.dim <= WIDEST_CODE]
-        return tuple(replace(self, bits=b, overhead=o) for b in bits for o in (0.125, 0.25))
+        """Codes of 2 to 9 bits for each vector, from 1 bit a weight on."""
+        codes = range(max(2, self.dim), MOST_CODE + 1)
+        return tuple(replace(self, bits=code / self.dim) for code in codes)
+
+    @property
+    def entries_each(self) -> int:
+        """Vectors of a codebook."""
+        return 2 ** round(self.bits * self.dim)
 
     def geometry(self, shape: torch.Size) -> Patches:
         """How a weight of `shape` is cut into groups with a codebook each, for the `overhead`."""
         columns = max(1, shape[1:].numel())
         vectors = -(-columns // self.dim)
-        taken = 2 ** (self.bits * self.dim) * self.dim * ENTRY_BITS[self.entries]
+        taken = self.entries_each * self.dim * ENTRY_BITS[self.entries]
         taken += SCALE_BITS if self.entries == "int8" else 0
         share = taken / self.overhead  # weights that share a codebook
         most = max(1, int(min(BAND, share) / self.dim))
@@ -248,7 +252,7 @@ class _Sweep:
         """K: no more entries than a group has vectors."""
         patches = self.patches
         vectors = patches.rows_per_group * patches.columns_per_group // self.method.dim
-        return max(1, min(2 ** (self.method.bits * self.method.dim), vectors))
+        return max(1, min(self.method.entries_each, vectors))
 
     def _whiteners(self) -> Tensor:
         """(V, dim, dim): multiplied by it, the error of a vector has the length that it costs."""
