@@ -120,15 +120,18 @@ class Bench:
         return self.data / EVALUATION_DATA.get(kind, LANGUAGE_DATA)
 
     def cached(
-        self, key: str, measure: Callable[[], Any], *, sources: Sequence[Path] | None = None
-    ) -> Any:
+        self, key: str, measure: Callable[[], Any],
+        *, sources: Sequence[Path] | None = None, shared: bool = False,
+    ) -> Any:  # fmt: skip
         """`measure()`, or what it returned before for the same key, sources, zoo, data and slice.
 
         An interrupted proof goes on where it stopped. `sources` are the files that a measurement
-        depends on, where it is not of laconic: by default everything in src and benchmarks.
+        depends on, where it is not of laconic: by default everything in src and benchmarks. What is
+        `shared` is measured once for all proofs that ask for the same key.
         """
         code = _sources() if sources is None else _digest(sources)
-        parts = (self.result.name, key, self.slice, code, _stamp(self.zoo), _stamp(self.data))
+        owner = "shared" if shared else self.result.name
+        parts = (owner, key, self.slice, code, _stamp(self.zoo), _stamp(self.data))
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
         file = CACHE / f"{digest}.json"
         if file.is_file() and not self.fresh:

@@ -5,17 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import laconic
 from benchmarks.bench import IMAGE_DATA, LANGUAGE_DATA, Bench
+from laconic.allocate.pareto import front, lower_hull
 from laconic.calibrate.data import Labelled
 from laconic.calibrate.inputs import Subject, read_inputs
 from laconic.evaluate.run import QUICK
 from laconic.measure.losses import Batch, labelled_batches, language_batches, measure_losses
 from laconic.measure.paired import bootstrap
 from laconic.method import Method, Needs
+from laconic.registry import spell
 from laconic.tensors import CompressedTensor, Masked
 from laconic.tensors.modules import CompressedModule
 from laconic.tensors.stacked import Stacked
@@ -42,12 +45,9 @@ def compare(
     The table has the columns `COMPARED`. A claim holds where the 95 % interval of the paired difference
     excludes 0.
     """
-    whole = bench.cached(f"dense {name}", lambda: dense(bench, model))
+    whole = measured(bench, name, model, ())
     runs = {
-        label: bench.cached(
-            f"{label} {name}", lambda c=chain: compressed(bench, model, c, change=change)
-        )
-        for label, chain in chains.items()
+        label: measured(bench, name, model, chain, change=change) for label, chain in chains.items()
     }
     excess = {label: difference(run, whole) for label, run in runs.items()}
     for ours, theirs in claims:
@@ -66,6 +66,24 @@ def compare(
         ]
         for label, run in runs.items()
     ]  # fmt: skip
+
+
+def measured(
+    bench: Bench, name: str, model: str, chain: Method | Sequence[Method], budget: str | None = None,
+    *, change: Callable[[str, Path], Path] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """`compressed`, or `dense` for no methods; once for all proofs that want the same of a model."""
+    methods = (chain,) if isinstance(chain, Method) else tuple(chain)
+    words = [" + ".join(spell(method) for method in methods) or "dense", budget or "", name]
+    words.append("" if change is None else change.__name__)
+
+    def run() -> dict[str, Any]:
+        if not methods and change is None:
+            return dense(bench, model)
+        return compressed(bench, model, methods, budget, change=change)
+
+    found: dict[str, Any] = bench.cached(" ".join(w for w in words if w), run, shared=True)
+    return found
 
 
 def dense(bench: Bench, model: str) -> dict[str, Any]:
@@ -117,6 +135,24 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     verdict = "better" if high < 0 else "worse" if low > 0 else "tie"
     mean = (values.sum() / predictions.sum()).item()
     return {"difference": mean, "low": low, "high": high, "verdict": verdict}
+
+
+def envelope(runs: Sequence[dict[str, Any]], bits: float, axis: str = "bits") -> dict[str, Any]:
+    """What the best of `runs` loses at `bits`: between the neighbours on their lower convex envelope.
+
+    `axis` is what counts, `bits` in files or `resident_bits`; beyond its ends the envelope is its last run.
+    """
+    points = np.array([[run[axis], sum(run["nll"])] for run in runs])
+    best = front(points)
+    hull = [runs[best[i]] for i in lower_hull(*points[best].T)]
+    below = [run for run in hull if run[axis] <= bits]
+    above = [run for run in hull if run[axis] > bits]
+    if not below or not above:
+        return (below or above)[-1 if below else 0]
+    a, b = below[-1], above[0]
+    share = (bits - a[axis]) / (b[axis] - a[axis])
+    nll = [x + share * (y - x) for x, y in zip(a["nll"], b["nll"])]
+    return {**a, axis: bits, "nll": nll}
 
 
 def quality(run: dict[str, Any]) -> float:

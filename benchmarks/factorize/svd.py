@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.paired import compressed, dense, difference, quality, spelt
+from benchmarks.paired import difference, measured, quality, spelt
 from laconic.factorize.svd import SVD
 
 KEEPS = (0.8, 0.6, 0.4)
@@ -13,14 +13,11 @@ INPUTS = ("activation", "none")
 def prove(bench: Bench) -> None:
     rows: list[list[Any]] = []
     for name, model in bench.models().items():
-        whole = bench.cached(f"dense {name}", lambda m=model: dense(bench, m))
+        whole = measured(bench, name, model, ())
         rows.append([name, "1", "dense", "", "", 1.0, quality(whole), 0.0, *[""] * 5])
         for keep in KEEPS:
             runs = {
-                inputs: bench.cached(
-                    f"{inputs} {keep} {name}",
-                    lambda m=model, k=keep, i=inputs: compressed(bench, m, SVD(keep=k, inputs=i)),
-                )
+                inputs: measured(bench, name, model, SVD(keep=keep, inputs=inputs))
                 for inputs in INPUTS
             }
             gap = difference(runs["activation"], runs["none"])

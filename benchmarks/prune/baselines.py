@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.paired import compressed, dense, difference, quality, spelt
+from benchmarks.paired import difference, measured, quality, spelt
 from laconic.method import LayerMethod
 from laconic.prune.magnitude import Magnitude
 from laconic.prune.random import Random
@@ -45,15 +45,13 @@ def prove(bench: Bench) -> None:
     rows: list[list[Any]] = []
     language = bench.language_models()
     for name, model in bench.models().items():
-        whole = bench.cached(f"dense {name}", lambda m=model: dense(bench, m))
+        whole = measured(bench, name, model, ())
         excess: dict[str, dict[str, tuple[float, float]]] = {}  # stored bits and nats
         rows.append([name, "none", "dense", "", "", 1.0, quality(whole), 0.0, *[""] * 6])
         for setting, methods in SETTINGS.items():
             extra = {"magnitude, row": BY_ROW} if setting == "50 %" else {}
             runs = {
-                label: bench.cached(
-                    f"{label} {setting} {name}", lambda m=model, c=method: compressed(bench, m, c)
-                )
+                label: measured(bench, name, model, method)
                 for label, method in (methods | extra).items()
             }
             rows += _rows(name, setting, runs, whole)

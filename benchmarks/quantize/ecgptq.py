@@ -6,11 +6,8 @@ text/valid.txt. `A < B` holds where the 95 % interval of the paired difference o
 
 from typing import Any
 
-import numpy as np
-
 from benchmarks.bench import Bench
-from benchmarks.paired import compressed, dense, difference, quality, spelt
-from laconic.allocate.pareto import front, lower_hull
+from benchmarks.paired import difference, envelope, measured, quality, spelt
 from laconic.quantize.ecgptq import ECGPTQ
 from laconic.quantize.gptq import GPTQ
 
@@ -28,8 +25,8 @@ CLOSE = 0.005
 def prove(bench: Bench) -> None:
     rows: list[list[Any]] = []
     for name, model in bench.language_models().items():
-        whole = bench.cached(f"dense {name}", lambda m=model: dense(bench, m))
-        rivals = {la: _run(bench, name, model, f"gptq {la}", m) for la, m in RIVALS.items()}
+        whole = measured(bench, name, model, ())
+        rivals = {la: measured(bench, name, model, m) for la, m in RIVALS.items()}
         rows += [_row(name, f"gptq {label}", run, whole) for label, run in rivals.items()]
         _of_files(bench, name, model, whole, rivals, rows)
         _of_memory(bench, name, model, whole, rivals, rows)
@@ -48,7 +45,7 @@ def _of_files(
     rows: list[list[Any]],
 ) -> None:  # fmt: skip
     for budget in BUDGETS:
-        spread = _run(bench, name, model, f"ecgptq {budget}", ECGPTQ(), budget)
+        spread = measured(bench, name, model, ECGPTQ(), budget)
         rows.append(_row(name, f"ecgptq --budget {budget}", spread, whole))
         wanted = float(budget.rstrip("bit%")) / (100 if budget.endswith("%") else 1)
         met = spread["kept"] if budget.endswith("%") else spread["bits"]
@@ -58,7 +55,7 @@ def _of_files(
         )  # fmt: skip
         if budget.endswith("%"):
             continue
-        even = _run(bench, name, model, f"ecgptq even {budget}", ECGPTQ(round(spread["bits"], 4)))
+        even = measured(bench, name, model, ECGPTQ(round(spread["bits"], 3)))
         rows.append(_row(name, f"ecgptq bits={spread['bits']:.3f}", even, whole))
         found = difference(spread, even)
         bench.check(
@@ -66,7 +63,7 @@ def _of_files(
             found["verdict"] != "worse", difference=found["difference"], ci=spelt(found),
         )  # fmt: skip
         for label, ours in (("ecgptq", even), ("ecgptq --budget", spread)):
-            theirs = _at(list(rivals.values()), ours["bits"])
+            theirs = envelope(list(rivals.values()), ours["bits"])
             found = difference(ours, theirs)
             bench.check(
                 f"{name}, {budget}: {label} < gptq at as many stored bits",
@@ -76,21 +73,6 @@ def _of_files(
             )  # fmt: skip
 
 
-def _at(runs: list[dict[str, Any]], bits: float) -> dict[str, Any]:
-    """What a method loses at `bits`: between the neighbours on the lower envelope of its runs."""
-    points = np.array([[run["bits"], sum(run["nll"])] for run in runs])
-    best = front(points)
-    hull = [runs[best[i]] for i in lower_hull(*points[best].T)]
-    below = [run for run in hull if run["bits"] <= bits]
-    above = [run for run in hull if run["bits"] > bits]
-    if not below or not above:
-        return (below or above)[-1 if below else 0]
-    a, b = below[-1], above[0]
-    share = (bits - a["bits"]) / (b["bits"] - a["bits"])
-    nll = [x + share * (y - x) for x, y in zip(a["nll"], b["nll"])]
-    return {**a, "bits": bits, "nll": nll}
-
-
 def _of_memory(
     bench: Bench, name: str, model: str, whole: dict[str, Any], rivals: dict[str, Any],
     rows: list[list[Any]],
@@ -98,7 +80,7 @@ def _of_memory(
     for budget, label in RESIDENT.items():
         even = rivals[label]
         limit = f"{max(float(budget[:-3]), even['resident_bits']):.4f}bit resident"
-        mixed = _run(bench, name, model, f"gptq {budget} resident", GPTQ(), limit)
+        mixed = measured(bench, name, model, GPTQ(), limit)
         rows.append(_row(name, f"gptq --budget {budget} --resident", mixed, whole))
         found = difference(mixed, even)
         bench.check(
@@ -106,15 +88,6 @@ def _of_memory(
             found["verdict"] != "worse" and mixed["resident_bits"] <= even["resident_bits"] + 1e-3,
             bits=mixed["resident_bits"], difference=found["difference"], ci=spelt(found),
         )  # fmt: skip
-
-
-def _run(
-    bench: Bench, name: str, model: str, label: str, method: Any, budget: str | None = None
-) -> dict[str, Any]:
-    run: dict[str, Any] = bench.cached(
-        f"{label} {name}", lambda: compressed(bench, model, method, budget)
-    )
-    return run
 
 
 def _row(name: str, label: str, run: dict[str, Any], whole: dict[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.bench import Bench
 from benchmarks.layers import model_layers, output_error
-from benchmarks.paired import compressed, dense, difference, quality, spelt, training_data
+from benchmarks.paired import difference, measured, quality, spelt, training_data
 from laconic.method import LayerMethod
 from laconic.prune.exactobs import ExactOBS
 from laconic.prune.magnitude import Magnitude
@@ -99,13 +99,8 @@ def _whole_models(bench: Bench) -> None:
     """Whole models, each layer fitted under what comes through the compressed ones before it."""
     rows: list[list[Any]] = []
     for name, model in bench.models().items():
-        whole = bench.cached(f"dense {name}", lambda m=model: dense(bench, m))
-        runs = {
-            label: bench.cached(
-                f"{label} {name}", lambda m=model, c=method: compressed(bench, m, c)
-            )
-            for label, method in WHOLE.items()
-        }
+        whole = measured(bench, name, model, ())
+        runs = {label: measured(bench, name, model, method) for label, method in WHOLE.items()}
         for label, run in runs.items():
             excess = difference(run, whole)
             rows.append([
