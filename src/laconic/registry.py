@@ -67,6 +67,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.tune.blocktune:BlockTune",
         "Trains scales, codebooks and norms of each block until it puts out what the dense block does; codes stay.",
     ),
+    "batchnorm": Entry(
+        Kind.METHOD,
+        "laconic.tune.batchnorm:BatchNormStats",
+        "Takes means and variances of batch norms again, from what comes through the compressed layers.",
+    ),
     "mixed": Entry(
         Kind.METHOD,
         "laconic.quantize.mixed:Mixed",

@@ -17,6 +17,7 @@ METHODS = {
     "awq": [{}, {"bits": 2, "group": "row", "range": "mse", "grid": 3}, {"bits": 8, "group": "tensor", "symmetric": False}, {"bits": 3, "group": 8, "range": "minmax"}],
     "smoothquant": [{}, {"alpha": 0.8, "bits": 6, "group": 16}, {"group": "tensor", "inputs": "static"}],
     "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],
+    "batchnorm": [],  # tests/tune/test_batchnorm.py
     "blocktune": [],  # tests/tune/test_blocktune.py
     "mixed": [],  # tests/quantize/test_mixed.py
     "wush": [],  # tests/quantize/test_wush.py

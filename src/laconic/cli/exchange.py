@@ -12,7 +12,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 def export(
     path: Annotated[Path, typer.Argument(help="Directory that laconic compress wrote.")],
-    to: Annotated[str, typer.Option(help="compressed-tensors, gptq, gguf, or peft for the adapter that eora made.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="compressed-tensors, gptq, gguf, or peft for the adapter that eora made."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to make; of gguf, the file.")],
     overwrite: Overwrite = False,
     json: Json = False,

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from laconic.tensors.modules import CompressedEmbedding, TiedEmbedding, TiedLinear
@@ -74,6 +75,9 @@ class MemorySink(Sink):
         self.model = model
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        self._changed: list[
+            tuple[Tensor, Tensor]
+        ] = []  # tensors that were written to, as they were
 
     def put_module(self, path: str, slots: Mapping[str, Record]) -> dict[str, int]:
         device = self.model.get_submodule(path).get_parameter(next(iter(slots))).device
@@ -94,9 +98,15 @@ class MemorySink(Sink):
                 self.model.set_submodule(path, self._modules[path])
         if self._tied:
             self.model.all_tied_weights_keys = self._tied  # type: ignore[assignment]
+        for tensor, before in self._changed:
+            tensor.copy_(before)
 
     def put_tensor(self, name: str, tensor: Tensor) -> None:
-        """Nothing to do: the model has it."""
+        """Writes it over the model's where it differs: norms may have been trained, or measured again."""
+        own = self.model.state_dict().get(name)  # shares memory with the model
+        if own is not None and not torch.equal(own, tensor.to(own)):
+            self._changed.append((own, own.clone()))
+            own.copy_(tensor)
 
     def keep_module(self, path: str, slots: Mapping[str, Record]) -> None:
         """Nothing to do: the model has it."""
