@@ -367,3 +367,20 @@ def test_export_and_import(laconic, tmp_path):
     assert code == 2 and "unknown format 'onnx'" in err
     code, _, err = laconic("import", REFERENCE, "--out", tmp_path / "c")
     assert code == 1 and "can be imported" in err and not (tmp_path / "c").exists()
+
+
+def test_capacity_with_runs(laconic, tmp_path):
+    rows = ["parameters,tokens,format,loss"]
+    for n in (1e5, 1e6, 1e7):
+        for d in (1e7, 1e8):
+            rows.append(f"{n},{d},dense,{400 / n**0.34 + 1200 / d**0.36 + 1.8}")
+        rows.append(f"{n},1e8,rtn:bits=4,{400 / (0.9 * n) ** 0.34 + 1200 / 1e8**0.36 + 1.8}")
+    file = tmp_path / "runs.csv"
+    file.write_text("\n".join(rows))
+    code, out, err = laconic("capacity", "--runs", file, "--json")
+    assert code == 0, err
+    assert json.loads(out)["formats"][0]["rho"] == pytest.approx(0.9, rel=0.02)
+    code, out, _ = laconic("capacity", "--runs", file)
+    assert code == 0 and "rtn:bits=4" in out and "rho" in out
+    code, _, err = laconic("capacity", "--runs", tmp_path / "none.csv")
+    assert code == 1 and "no such file" in err

@@ -15,6 +15,7 @@ from laconic.tune.estimators import (
     scale_gradient,
     ste_round,
     ste_sign,
+    ste_sparse,
 )  # fmt: skip
 
 DOUBLE = torch.float64
@@ -131,3 +132,26 @@ def test_bad_settings():
         fake_quantize(torch.ones(1), torch.ones(1), 0, 3, 3)
     with pytest.raises(UsageError):
         lsq_quantize(torch.ones(1), torch.ones(1), -1, 0)
+
+
+@pytest.mark.parametrize(
+    "backward, passes",
+    [
+        ("kept", [1, 1, 0, 0, 0]), ("all", [1, 1, 1, 1, 1]), ("near", [1, 1, 1, 0, 0]),
+        ("banded", [1, 1, 0, 1, 1]),
+    ],
+)  # fmt: skip
+def test_sparse(backward, passes):
+    x = torch.tensor([-4.0, 3.0, 2.0, -1.5, 0.1], requires_grad=True)
+    y = ste_sparse(x, 0.4, backward)
+    y.sum().backward()
+    assert y.tolist() == [-4, 3, 0, 0, 0] and x.grad.tolist() == passes
+
+
+def test_sparse_of_equals_and_settings():
+    x = torch.ones(2, 4)
+    assert int((ste_sparse(x, 0.5) != 0).sum()) == 4
+    assert ste_sparse(torch.zeros(0), 0.5).shape == (0,)
+    for settings in ({"share": 0}, {"share": 1.1}, {"band": 2.0}, {"backward": "some"}):
+        with pytest.raises(UsageError):
+            ste_sparse(x, **({"share": 0.5} | settings))

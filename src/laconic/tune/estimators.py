@@ -4,7 +4,7 @@ Each is an ordinary function of tensors; forward it is exact, backward it is wha
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -132,6 +132,41 @@ def lsq_scale(x: Tensor, high: float, dim: int | tuple[int, ...] | None = None) 
     return (2 * mean / math.sqrt(high)).clamp(min=TINY)
 
 
+Backward = Literal["kept", "all", "near", "banded"]
+
+
+def ste_sparse(x: Tensor, share: float, backward: Backward = "banded", band: float = 0.5) -> Tensor:
+    """The greatest magnitudes of a tensor, zeros elsewhere; the gradient passes to those that `backward` says.
+
+    With T the least magnitude that is kept: `kept` passes it to what is kept, `all` to everything, `near` to
+    magnitudes above `band` T as well, and `banded` to those up to `band` T instead: small values, which are
+    zeroed at little error, may grow, while those just below T, whose error is greatest, are held still.
+
+    Args:
+        x: any shape.
+        share: kept, above 0 and at most 1; of equals the first.
+        backward: as above.
+        band: 0 to 1.
+
+    Source: Unified Scaling Laws for Compressed Representations (Panferov et al., 2025, arXiv 2506.01863), figure 5;
+    the width of the band is ours.
+
+    Example:
+        >>> x = torch.tensor([4.0, 3.0, 1.9, 1.0], requires_grad=True)
+        >>> y = ste_sparse(x, 0.5)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([4.0, 3.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0])
+    """
+    if not 0 < share <= 1 or not 0 <= band <= 1:
+        raise UsageError(
+            f"share must be in 0..1 and above 0, band in 0..1, found {share!r}, {band!r}"
+        )
+    if backward not in get_args(Backward):
+        raise UsageError(f"backward must be one of {get_args(Backward)}, found {backward!r}")
+    return _Sparse.apply(x, share, backward, band)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x`, with its gradient multiplied by `factor`.
 
@@ -167,6 +202,30 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (passes,) = ctx.saved_tensors
         return grads[0] * passes, None
+
+
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float, backward: Backward, band: float) -> Tensor:
+        size = x.abs().flatten()
+        count = max(1, round(share * size.numel())) if size.numel() else 0
+        first = size.sort(descending=True, stable=True).indices[:count]
+        keep = torch.zeros_like(size, dtype=torch.bool)
+        keep[first] = True
+        threshold = size[first[-1]] if count else size.sum()
+        passes = {
+            "kept": keep, "all": torch.ones_like(keep), "near": keep | (size > band * threshold),
+            "banded": keep | (size <= band * threshold),
+        }[backward]  # fmt: skip
+        ctx.save_for_backward(passes.reshape(x.shape))
+        kept: Tensor = torch.where(keep.reshape(x.shape), x, 0)
+        return kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (passes,) = ctx.saved_tensors
+        return grads[0] * passes, None, None, None
 
 
 class _ScaleGradient(torch.autograd.Function):
