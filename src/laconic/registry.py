@@ -192,6 +192,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.ecgptq:ECGPTQ",
         "Rounds column by column to a step that, entropy coded, takes the bits that are asked for.",
     ),
+    "l2": Entry(
+        Kind.METHOD,
+        "laconic.quantize.l2:L2",
+        "Trains grids and weights of all layers together for the least loss at the size of the entropy-coded file.",
+    ),
     "int": Entry(
         Kind.QUANTIZER,
         "laconic.tensors.integer:IntQuantizer",

@@ -19,6 +19,7 @@ METHODS = {
     "hqq": [{}, {"bits": 2, "group": "row"}, {"bits": 3, "group": 5, "zero": "integer", "iterations": 3}, {"bits": 8}],
     "batchnorm": [],  # tests/tune/test_batchnorm.py
     "blocktune": [],  # tests/tune/test_blocktune.py
+    "l2": [],  # tests/quantize/test_l2.py
     "mixed": [],  # tests/quantize/test_mixed.py
     "wush": [],  # tests/quantize/test_wush.py
     # make nothing smaller: tests/quantize/test_{hadamard,activations}.py run what holds for them

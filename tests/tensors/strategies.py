@@ -30,6 +30,7 @@ from laconic.tensors import (
     Sum,
     Transformed,
 )
+from laconic.tensors.deadzone import DeadZone
 from laconic.tensors.floats import FORMATS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -163,6 +164,20 @@ def additives(draw) -> Additive:
     codebooks = torch.randn(count, 2**bits, length, generator=generator).to(draw(dtypes))
     scale = torch.rand(rows, generator=generator).to(draw(dtypes))
     return Additive.from_codes(codes, codebooks, scale, shape=torch.Size(shape), dtype=draw(dtypes))
+
+
+@st.composite
+def dead_zones(draw) -> DeadZone:
+    """One grid, grids of rows, or of groups; steps from fine to far too coarse."""
+    weight = draw(weights(shapes=shapes))
+    rows = weight.shape[0] if weight.ndim else 1
+    columns = weight.numel() // rows if rows else 0
+    group = draw(st.one_of(st.none(), st.integers(1, 12)))
+    size = (1, 1) if draw(st.booleans()) else (rows, -(-columns // (group or max(1, columns))))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from((5e-3, 0.1, 1.0, 50.0)))
+    edge, step = (scale * (0.5 + torch.rand(size, generator=generator)) for _ in range(2))
+    return DeadZone.of(weight, edge, step, group=group)
 
 
 @st.composite
@@ -358,6 +373,7 @@ KINDS: dict[str, st.SearchStrategy[CompressedTensor]] = {
     "codebook": codebooks(),
     "additive": additives(),
     "binary": binaries(),
+    "dead zone": dead_zones(),
     "masked": masked(),
     "masked codes": masked_codes(),
     "low rank": low_ranks(),

@@ -7,6 +7,7 @@ from laconic.tensors.codebook import Codebook
 from laconic.tensors.codebook_quantizer import CodebookQuantizer
 from laconic.tensors.combined import Sum, Transformed
 from laconic.tensors.compressed import CompressedTensor, InputTransform
+from laconic.tensors.deadzone import DeadZone
 from laconic.tensors.dense import Dense
 from laconic.tensors.floats import FloatQuantizer
 from laconic.tensors.grouped import Grouped
@@ -40,6 +41,7 @@ __all__ = [
     "Codebook",
     "CodebookQuantizer",
     "CompressedTensor",
+    "DeadZone",
     "Dense",
     "FloatQuantizer",
     "Grouped",
