@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from laconic.coding.framing import Compact, Section
 from laconic.errors import CorruptFile, LaconicError
-from laconic.tensors import Dense, IntQuantizer, Stacked
+from laconic.tensors import Bitmask, Dense, IntQuantizer, MaskedCodes, Stacked
+from laconic.tensors.deadzone import DeadZone
 from laconic.tensors.dtypes import BY_NAME
 from laconic.tensors.stored import CODEC, HEADER, Record, decode, decode_record, encode
 from laconic.tensors.transforms import ChannelScale
@@ -115,6 +116,24 @@ def test_headers_of_an_attacker(value, data):
     except LaconicError:
         return
     assert record.weight.numel <= 200
+
+
+COUNTED = (
+    GROUPED,
+    MaskedCodes.of(GROUPED, Bitmask.of(X > 0)),
+    DeadZone.of(X, torch.tensor(0.1), torch.tensor(0.1)),
+)
+
+
+@pytest.mark.parametrize("value", COUNTED, ids=lambda value: value.kind)
+def test_bits_beyond_all_bounds_are_no_endless_sum(value):
+    """A power of two was taken before the number was looked at, which no timeout ends."""
+    frame = Compact.from_bytes(encode(value))
+    bits, endless = b'"bits":%d' % value.bits, b'"bits":%d' % 2**62
+    header = bytes(frame.sections[0].payload).replace(bits, endless)
+    assert endless in header
+    with pytest.raises(CorruptFile, match="bits"):
+        decode(Compact(CODEC, (Section(HEADER, header), *frame.sections[1:])).to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ class Binary(Coded):
     @classmethod
     def from_state(cls, state: State) -> Self:
         shape, alpha = torch.Size(state.meta["shape"]), state.arrays["alpha"]
+        check_whole("planes", alpha.shape[0], 1, 8)  # before 2 ** planes
         codes = from_rest(state.arrays["codes"], 2 ** alpha.shape[0]).reshape(shape)
         return cls.from_codes(
             codes, alpha, state.arrays.get("offset"),

@@ -18,9 +18,9 @@ from laconic.tensors.packing import (
     at_rest,
     check_packed,
     check_whole,
-    from_rest,
     matrix_shape,
     pack,
+    pack_at_rest,
     spread,
     unpack,
 )
@@ -201,15 +201,12 @@ class DeadZone(Coded):
         meta, edge, step = state.meta, state.arrays["edge"], state.arrays["step"]
         if not (torch.isfinite(edge).all() and torch.isfinite(step).all()):
             raise ValueError("edge or step is not finite")
-        codes, shape = (
-            from_rest(state.arrays["codes"], 2 ** meta["bits"]),
-            torch.Size(meta["shape"]),
-        )
+        codes, shape = state.arrays["codes"], torch.Size(meta["shape"])
         if codes.numel() != shape.numel():
             raise ValueError(f"{codes.numel()} codes for a weight of shape {tuple(shape)}")
         return cls(
             shape, BY_NAME[meta["dtype"]], meta["bits"], meta["group"],
-            pack(codes, meta["bits"]), edge, step,
+            pack_at_rest(codes, meta["bits"]), edge, step,
         )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from laconic.tensors.packing import (
     at_rest,
     check_packed,
     check_whole,
-    from_rest,
     matrix_shape,
     pack,
+    pack_at_rest,
     spread,
     unpack,
 )
@@ -113,10 +113,10 @@ class Grouped(Coded):
     @classmethod
     def from_state(cls, state: State) -> Self:
         meta = state.meta
-        codes = from_rest(state.arrays["codes"], 2 ** meta["bits"])
+        packed = pack_at_rest(state.arrays["codes"], meta["bits"])
         return cls(
             torch.Size(meta["shape"]), BY_NAME[meta["dtype"]], meta["bits"], meta["group"],
-            pack(codes, meta["bits"]), state.arrays["scale"], state.arrays.get("zero"),
+            packed, state.arrays["scale"], state.arrays.get("zero"),
         )  # fmt: skip
 
 

@@ -14,7 +14,15 @@ from laconic.tensors.compressed import CompressedTensor, State, from_state, nest
 from laconic.tensors.dense import Dense
 from laconic.tensors.dtypes import BY_NAME
 from laconic.tensors.masks import ChannelMask, Mask
-from laconic.tensors.packing import PRECISION, at_rest, check_packed, from_rest, pack, unpack
+from laconic.tensors.packing import (
+    PRECISION,
+    at_rest,
+    check_packed,
+    from_rest,
+    pack,
+    pack_at_rest,
+    unpack,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +188,7 @@ class MaskedCodes(CompressedTensor):
     @classmethod
     def from_state(cls, state: State) -> Self:
         mask, bits = nested(state, "mask", Mask), state.meta["bits"]  # type: ignore[type-abstract]
-        codes = pack(from_rest(state.arrays["codes"], 2**bits), bits)
+        codes = pack_at_rest(state.arrays["codes"], bits)
         unnamed = cls(mask, codes, bits, state.parts["frame"], "")
         return replace(unnamed, name=unnamed.whole().format)
 

@@ -105,6 +105,17 @@ def from_rest(codes: Tensor, count: int) -> Tensor:
     return whole
 
 
+def pack_at_rest(codes: Tensor, bits: object) -> Tensor:
+    """The codes (any number) of a state, of `bits` bits as its header says, as `pack` packs them.
+
+    Raises:
+        UsageError: `bits` is no whole number in 1..16.
+        CorruptFile: a code takes more bits, or they are no unsigned integers.
+    """
+    check_whole("bits", bits, 1, 16)  # before 2 ** bits, which a false header makes endless
+    return pack(from_rest(codes, 2**bits), bits)  # type: ignore[operator, arg-type]
+
+
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:
     """Rows and columns of a weight: all but the first dimension are columns."""
     rows = shape[0] if shape else 1
