@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from laconic.calibrate.histogram import Histogram
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import AbsMax, Collected, Observation
 from laconic.compression import compress
@@ -27,7 +28,9 @@ def layer(kind="linear", part=None, shape=(4, 6)):
 
 def stats(x, **what):
     seen = Observation(x, None)
-    return LayerStats(layer(**what), {AbsMax(): Collected(AbsMax()).update(seen)})
+    return LayerStats(
+        layer(**what), {s: Collected(s).update(seen) for s in (AbsMax(), Histogram())}
+    )
 
 
 class TestContract(contract.TestEveryMethod, contract.TestEveryLayerMethod):
@@ -99,12 +102,35 @@ def test_pixels_of_a_convolution_are_its_tokens():
 
 def test_a_static_range_is_of_the_calibration_inputs():
     x = torch.tensor([[0.5, -1.0], [3.0, 0.0]])
-    found = Activations(4, range="static", symmetric=False).revise(
+    found = Activations(4, range="static", symmetric=False, ends="minmax").revise(
         torch.eye(2), Record(Dense(torch.eye(2))), stats(x)
     )
     assert found.activation == StaticIntQuantizer(4, -1.0, 3.0, symmetric=False)
     ends = found.activation.project(torch.tensor([[99.0, -99.0]]))
     assert torch.allclose(ends, torch.tensor([[3.0, -1.0]]), atol=0.14)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("what", ["outlier", "relu", "shifted"])
+def test_searched_ends_lose_less(what, bits, symmetric):
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(4000, 2, generator=generator)
+    x = {"outlier": x.index_fill(0, torch.tensor([7]), 60.0), "relu": x.relu(), "shifted": x + 3}[
+        what
+    ]
+    record, losses = Record(Dense(torch.eye(2))), {}
+    for ends in ("minmax", "mse"):
+        method = Activations(bits, range="static", symmetric=symmetric, ends=ends)
+        found = method.revise(torch.eye(2), record, stats(x)).activation
+        losses[ends] = (found.project(x) - x).square().mean()
+    assert losses["mse"] <= losses["minmax"] * (1.01 if bits == 8 else 1.0)
+    least = min(
+        (StaticIntQuantizer(bits, min(0, x.min().item()) * low, x.max().item() * high, symmetric)
+         .project(x) - x).square().mean()
+        for low in torch.linspace(0.05, 1, 20).tolist() for high in torch.linspace(0.05, 1, 20).tolist()
+    )  # fmt: skip
+    assert losses["mse"] <= 1.03 * least  # of 400 ranges
 
 
 def test_where_there_is_no_static_range():
@@ -115,6 +141,8 @@ def test_where_there_is_no_static_range():
     ):
         assert method.revise(torch.eye(2), record, seen).activation == IntQuantizer(8, "row")
         assert what in seen.notes[0]
+    with pytest.raises(UsageError, match="ends must be"):
+        Activations(ends="percentile")
     with pytest.raises(DataError, match="no extremes"):
         method.revise(torch.eye(2), record, LayerStats(layer()))
 

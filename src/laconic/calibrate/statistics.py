@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from laconic.errors import CorruptFile, DataError
+from laconic.errors import DataError
 
 PRECISION = torch.float32  # of observations and of products within a sequence
 SUMS = torch.float64  # of sums over sequences
@@ -280,21 +280,6 @@ class KroneckerFactors(Statistic):
             *_moment_tasks(sums["inputs"], seen.inputs),
             *_moment_tasks(sums["gradients"], seen.gradients),
         ]
-
-
-STATISTICS: dict[str, type[Statistic]] = {
-    cls.name: cls
-    for cls in (
-        SecondMoment, InputNorm, AbsMax, OutputMoment, CrossMoment, GradientMoment, KroneckerFactors
-    )
-}  # fmt: skip
-
-
-def from_key(key: str) -> Statistic:
-    """The statistic whose `key` that is; raises `CorruptFile` if there is none."""
-    if key not in STATISTICS:
-        raise CorruptFile(f"unknown statistic {key!r}; known: {', '.join(STATISTICS)}")
-    return STATISTICS[key]()
 
 
 def symmetric(moment: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """Activations: the inputs of layers are rounded too, so that products of small numbers remain."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from laconic.calibrate.histogram import Histogram, rounding_error
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import AbsMax, Statistic
 from laconic.errors import BadWeights, UsageError
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.models.layout import Layer
+from laconic.numerics.golden import golden_section
 from laconic.tensors import (
     CompressedTensor,
     Dense,
@@ -31,6 +34,11 @@ FLOATS = {
     "nvfp": {4: "nvfp4"},
 }
 
+LEAST_SHARE = 0.02  # of the whole range
+GRID, STEPS = 24, 14  # points of the search before it narrows, and steps that narrow it
+
+Ends = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Activations(LayerMethod):
@@ -48,6 +56,8 @@ class Activations(LayerMethod):
         symmetric: integer grids around zero; otherwise between the extremes, with a zero point.
         range: `"dynamic"` takes the scales from the inputs as they come and needs no data;
             `"static"` takes one range for all tokens from calibration inputs, integers only.
+        ends: of a static range: `"mse"`, where the squared error over a histogram of the calibration
+            inputs is least (golden section, as REQuant); or `"minmax"`, their extremes.
 
     Example:
         >>> Activations(bits=4, format="mxfp").quantizer()
@@ -59,6 +69,7 @@ class Activations(LayerMethod):
     group: int | Literal["token"] = "token"
     symmetric: bool = True
     range: Literal["dynamic", "static"] = "dynamic"
+    ends: Literal["mse", "minmax"] = "mse"
 
     paper = Paper(None, "Integer quantization for deep learning inference", 2020, "2004.09602")
     needs = Needs.INPUTS
@@ -67,6 +78,8 @@ class Activations(LayerMethod):
     def __post_init__(self) -> None:
         if self.range not in ("dynamic", "static"):
             raise UsageError(f"range must be 'dynamic' or 'static', found {self.range!r}")
+        if self.ends not in ("mse", "minmax"):
+            raise UsageError(f"ends must be 'mse' or 'minmax', found {self.ends!r}")
         if self.group != "token" and not isinstance(self.group, int):
             raise UsageError(f"group must be a number >= 1 or 'token', found {self.group!r}")
         if self.range == "static" and (self.format, self.group) != ("int", "token"):
@@ -77,7 +90,9 @@ class Activations(LayerMethod):
 
     @property
     def wants(self) -> tuple[Statistic, ...]:
-        return (AbsMax(),) if self.range == "static" else ()
+        if self.range == "dynamic":
+            return ()
+        return (AbsMax(), Histogram()) if self.ends == "mse" else (AbsMax(),)
 
     def quantizer(self) -> Quantizer[Any]:
         """The quantizer of dynamic ranges; checks the settings."""
@@ -109,6 +124,8 @@ class Activations(LayerMethod):
             stats.note("a table is looked up, not multiplied: it has no inputs to round")
             return record
         found = static_range(stats, self.bits, self.symmetric) if self.range == "static" else None
+        if found is not None and self.ends == "mse":
+            found = least_error(found, stats[Histogram()]["counts"])
         return replace(record, activation=found or self.quantizer())
 
 
@@ -132,6 +149,40 @@ def static_range(
         stats.note("all calibration inputs are 0: their range is dynamic")
         return None
     return StaticIntQuantizer(bits, *ends, symmetric)
+
+
+def least_error(full: StaticIntQuantizer, counts: Tensor) -> StaticIntQuantizer:
+    """The range within that of `full` with which what was counted loses least, in squared error.
+
+    Both ends are first moved in by one factor, then, where the grid has a zero point, each by its own;
+    all by golden section.
+
+    Args:
+        full: the whole range of what was counted.
+        counts: (2, bins) of a `Histogram`.
+
+    Source: REQuant (Yang et al., 2025), with an end for either sign.
+    """
+    ends = full.low, full.high
+    for moved in (
+        ((True, True),) if full.symmetric else ((True, True), *((True, False), (False, True)) * 2)
+    ):
+
+        def within(share: Tensor, ends: Ends = ends, moved: tuple[bool, bool] = moved) -> Ends:
+            low, high = (
+                end * share.item() if moves else end for end, moves in zip(ends, moved, strict=True)
+            )
+            return low, high
+
+        def loss(share: Tensor, within: Callable[[Tensor], Ends] = within) -> Tensor:
+            low, high = within(share)
+            grid = replace(full, low=low, high=high).fit(counts)
+            first, last = full.code_range
+            zero = grid.zero.reshape(1)
+            return rounding_error(counts, grid.scale.reshape(1), first - zero, last - zero)
+
+        ends = within(golden_section(loss, LEAST_SHARE, 1.0, (1,), grid=GRID, steps=STEPS))
+    return replace(full, low=ends[0], high=ends[1])
 
 
 def no_place(layer: Layer) -> str:

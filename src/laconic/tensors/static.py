@@ -67,6 +67,11 @@ class StaticIntQuantizer(Quantizer[Grid]):
         return torch.where(x.isfinite(), super().project(x), torch.nan)
 
     @property
+    def code_range(self) -> tuple[int, int]:
+        """Least and greatest code."""
+        return self._int.code_range
+
+    @property
     def _int(self) -> IntQuantizer:
         return IntQuantizer(self.bits, "tensor", self.symmetric)
 
