@@ -179,28 +179,37 @@ def eliminate_torch(
     w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, keep: Tensor,
     least: int, run: int, order: Tensor, loss: Tensor, codes: Tensor,
 ) -> None:  # fmt: skip
-    """`_eliminate` on any device, all rows of `w` (r, C) together; equal up to rounding."""
+    """`_eliminate` on any device, all rows of `w` (r, C) together; equal up to rounding.
+
+    No row has an inverse of its own: it is the shared one less the products of the columns that were
+    eliminated, which are kept, and of it only a column a step is formed.
+    """
     rows, columns = w.shape
     row = torch.arange(rows, device=w.device)
-    h = inverse.repeat(rows, 1, 1)
     grid = scale.shape[0] > 0
     alive = torch.ones_like(keep)
     left = torch.full((rows, columns // run), run, device=w.device)
+    absent = int((~keep).sum(dim=1).max()) if rows else 0
+    taken = w.new_empty(rows, absent + order.shape[1], columns)
+    diagonal = inverse.diagonal().repeat(rows, 1)
 
-    def drop(at: Tensor, move: Tensor, active: Tensor) -> None:
+    def drop(step: int, at: Tensor, move: Tensor, active: Tensor) -> None:
         """Eliminates one weight of each active row, and lets the others take up `move`."""
-        column = h[row, at]  # (r, C)
+        past = taken[:, :step]
+        column = inverse[at] - (past[row, :, at].unsqueeze(1) @ past).squeeze(1)  # (r, C)
         pivot = column[row, at].where(active, 1.0)
-        column = column * active.unsqueeze(1)
+        column *= alive & active.unsqueeze(1)
         w.sub_(column * (move / pivot).unsqueeze(1))
-        h.baddbmm_((column / pivot.unsqueeze(1)).unsqueeze(2), column.unsqueeze(1), alpha=-1)
+        column /= pivot.sqrt().unsqueeze(1)
+        taken[:, step] = column
+        diagonal.sub_(column.square())
         alive[row, at] &= ~active
 
     if grid:
         codes.copy_(torch.where(keep, 0, zero).to(torch.uint8))
     gone = keep.long().argsort(dim=1, stable=True)
-    for s in range(int((~keep).sum(dim=1).max()) if rows else 0):
-        drop(gone[:, s], torch.zeros_like(w[:, 0]), ~keep[row, gone[:, s]])
+    for s in range(absent):
+        drop(s, gone[:, s], torch.zeros_like(w[:, 0]), ~keep[row, gone[:, s]])
     w.masked_fill_(~keep, 0)
     for s in range(order.shape[1]):
         q, code = torch.zeros_like(w), torch.zeros_like(w)
@@ -209,7 +218,7 @@ def eliminate_torch(
             q = (code - zero) * scale
         error = w - q
         open_ = alive & (left != least).repeat_interleave(run, dim=1)
-        cost = (error.square() / h.diagonal(dim1=1, dim2=2)).masked_fill(~open_, torch.inf)
+        cost = (error.square() / diagonal).masked_fill(~open_, torch.inf)
         at = cost.argmin(dim=1)
         if grid:
             outside = (error.abs() / scale > OUTSIDE) & open_
@@ -222,8 +231,5 @@ def eliminate_torch(
         loss[:, s] = torch.where(active, cost[row, at], 0)
         codes[row, at] = torch.where(active, code[row, at].to(torch.uint8), codes[row, at])
         left[row, at // run] -= active.long()
-        settled = ~alive
-        before = w.clone()
-        drop(at, move * active, active)
-        w.copy_(torch.where(settled, before, w))
+        drop(absent + s, at, move * active, active)
         w[row, at] = fixed

@@ -23,7 +23,7 @@ from laconic.numerics.obs_types import UniformGrid
 from laconic.numerics.parallel import parallel_map
 
 PRECISION = torch.float64
-BYTES_AT_ONCE = 1 << 28  # of inverses, one a row, where rows are eliminated together
+BYTES_AT_ONCE = 1 << 30  # of what rows keep that are eliminated together, not on a CPU
 ROWS_AT_ONCE = 8  # rows that a worker takes at a time on a CPU
 
 

@@ -133,6 +133,14 @@ class Additive(Coded):
         values = total.reshape(rows, self._grid[1] * codebooks.shape[2])[:, :columns]
         return values * self.scale.to(PRECISION).unsqueeze(1)
 
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        from laconic.tensors.triton_products import vector_product
+
+        return vector_product(
+            x, self.packed, self.bits, self.codebooks, self.shape[0], len(self.codebooks), bias,
+            scale=self.scale.unsqueeze(1),
+        )  # fmt: skip
+
     def state(self) -> State:
         meta = {"shape": list(self.shape), "dtype": name_of(self.dtype)}
         arrays = {"codes": at_rest(self.codes(), self.bits), "codebooks": self.codebooks}

@@ -237,6 +237,16 @@ class Codebook(Coded):
             values = values * spread(self.scale.dense(PRECISION), patches.columns, self.scale_block)
         return values
 
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        from laconic.tensors.triton_products import vector_product
+
+        patch = (self.rows_per_group, self.columns_per_group // self.dim, self.patches.grid[1])
+        scale = None if self.scale is None else self.scale.dense(PRECISION)
+        return vector_product(
+            x, self.packed, self.bits, self.entries, self.shape[0], 1, bias, patch=patch,
+            table_scale=self.entry_scale, scale=scale, scale_block=self.scale_block,
+        )  # fmt: skip
+
     def state(self) -> State:
         meta = {
             "shape": list(self.shape),

@@ -1,6 +1,7 @@
 """`Coded`: what the formats have in common that decode row by row from packed codes."""
 
 from abc import abstractmethod
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from laconic.tensors.compressed import CompressedTensor, checked_index
 from laconic.tensors.packing import matrix_shape
+
+FEW = 4  # inputs up to which a kernel that decodes as it multiplies beats decoding before
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs
 
 
 class Coded(CompressedTensor):
@@ -33,6 +37,21 @@ class Coded(CompressedTensor):
     @abstractmethod
     def _dense_by_torch(self) -> Tensor:
         """The matrix (R, C) float32, on the device of the codes."""
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """`x @ W.T + bias` (N, R) from the codes for a few x (N, C) on a GPU; None where no kernel can."""
+        return None
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ W.T + bias`; of a few inputs on a GPU from the codes, summed in float32."""
+        inputs = x.shape[:-1].numel()
+        grad = torch.is_grad_enabled() and x.requires_grad
+        few = 0 < inputs <= FEW and self.numel and x.dtype in KERNEL_DTYPES and not grad
+        if few and x.device.type == "cuda" and find_spec("triton") is not None:
+            y = self._product(x.reshape(inputs, self.shape[1]).contiguous(), bias)
+            if y is not None:
+                return y.reshape(*x.shape[:-1], self.shape[0])
+        return super().matmul(x, bias)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if self.device.type == "cpu":

@@ -100,6 +100,13 @@ class Grouped(Coded):
             zero = spread(self.zero.float(), columns, self.group)
         return (codes - zero) * spread(self.scale.float(), columns, self.group)
 
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        from laconic.tensors.triton_products import grouped_product
+
+        return grouped_product(
+            x, self.packed, self.bits, self.group, self.scale, self.zero, self.shape[0], bias
+        )
+
     def state(self) -> State:
         meta = {
             "shape": list(self.shape),

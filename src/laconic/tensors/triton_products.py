@@ -1,0 +1,197 @@
+"""Products of single inputs with packed weights on a GPU: codes are decoded in registers and nowhere else.
+
+For few inputs a product takes as long as it takes to read the weight, so reading codes in place of
+values is what makes it fast. Imported only where a GPU is: it needs triton, which torch brings there.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+BLOCK_ROWS, BLOCK_LOTS, WARPS = 8, 128, 4  # of a tile
+
+
+def grouped_product(
+    x: Tensor, packed: Tensor, bits: int, group: int, scale: Tensor, zero: Tensor | None,
+    rows: int, bias: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """`x @ W.T + bias` (N, R) for x (N, C) and a weight as `Grouped` keeps it, summed in float32.
+
+    Returns:
+        None where the kernel cannot: rows that do not begin with a byte or groups that split eight codes.
+    """
+    columns = x.shape[1]
+    if columns % 8 or (group % 8 and group < columns):
+        return None
+    out = x.new_empty(len(x), rows)
+    words, whole = _words(packed, bits, 8)
+    lots = min(BLOCK_LOTS, triton.next_power_of_2(columns // 8))
+    _grouped[(len(x), triton.cdiv(rows, BLOCK_ROWS))](
+        x, words, scale, zero, bias, out, rows, columns,
+        scale.shape[1] if scale.shape[0] > 1 else 0, 1 if scale.shape[1] > 1 else 0,
+        BITS=bits, WHOLE=whole, GROUP=group, BLOCK_ROWS=BLOCK_ROWS, LOTS=lots, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def vector_product(
+    x: Tensor, packed: Tensor, bits: int, tables: Tensor, rows: int, stages: int, bias: Tensor | None,
+    *, patch: tuple[int, int, int] = (0, 0, 0), table_scale: Tensor | None = None,
+    scale: Tensor | None = None, scale_block: int = 0,
+) -> Tensor | None:  # fmt: skip
+    """`x @ W.T + bias` (N, R) for x (N, C) and a weight of indices of vectors, summed in float32.
+
+    Args:
+        packed: R rows of vectors, `stages` codes of `bits` bits each.
+        tables: (T, K, dim); with several stages one for each, otherwise one for each patch.
+        patch: rows and vectors of a patch, and patches beside one another; zeros where one table serves
+            all.
+        table_scale: (T,) or None.
+        scale: (R, B), of `scale_block` columns each, or None.
+
+    Returns:
+        None where the kernel cannot: rows that do not begin with a byte, vectors of no power of two,
+        patches or scales that split a lot of eight codes (four, if they are longer than a byte).
+    """
+    count, dim = tables.shape[1:]
+    vectors = -(-x.shape[1] // dim)
+    lot = 8 if bits <= 8 else 4
+    span = lot * dim // stages  # columns of a lot
+    split = patch[1] % lot or (scale_block % span and scale_block < x.shape[1])
+    if (vectors * stages) % lot or lot * bits % 8 or lot % stages or dim & (dim - 1) or split:
+        return None
+    out = x.new_empty(len(x), rows)
+    words, whole = _words(packed, bits, lot)
+    lots = min(BLOCK_LOTS, triton.next_power_of_2(vectors * stages // lot))
+    size = min(8, dim * tables.element_size())  # bytes of a vector that are read at once
+    _vectors[(len(x), triton.cdiv(rows, BLOCK_ROWS))](
+        x, words, tables.view(WORDS[size]), table_scale, scale, bias, out, rows, x.shape[1], vectors * stages // lot, count,
+        *patch, 0 if scale is None else scale.shape[1],
+        BITS=bits, WHOLE=whole, LOT=lot, STAGES=stages, DIM=dim, ENTRY=str(tables.dtype).removeprefix("torch."),
+        PER_WORD=size // tables.element_size(), SCALE_BLOCK=scale_block,
+        BLOCK_ROWS=BLOCK_ROWS, LOTS=lots, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def _words(packed: Tensor, bits: int, lot: int) -> tuple[Tensor, bool]:
+    """The codes by word, where a lot of them is one; else by byte."""
+    dtype = WORDS.get(bits * lot // 8)
+    if (
+        dtype in (None, torch.int8)
+        or packed.data_ptr() % dtype.itemsize
+        or packed.numel() % dtype.itemsize
+    ):
+        return packed, False
+    return packed.view(dtype), True
+
+
+@triton.jit
+def _lots(words, at, inside, SIZE: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The lots `at`, each in one integer; SIZE bytes make one."""
+    if WHOLE:
+        word = tl.load(words + at, mask=inside, other=0)
+    else:
+        word = tl.load(words + at * SIZE, mask=inside, other=0).to(tl.int64)
+        for byte in tl.static_range(1, SIZE):
+            more = tl.load(words + at * SIZE + byte, mask=inside, other=0).to(tl.int64)
+            word |= more << (8 * byte)
+    return word
+
+
+@triton.jit
+def _grouped(  # type: ignore[no-untyped-def]
+    x, words, scale, zero, bias, out, rows, columns, scale_row, scale_group,
+    BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, LOTS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    per_row = columns // 8
+    total = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
+    for start in range(0, per_row, LOTS):
+        lot = start + tl.arange(0, LOTS)
+        inside = (row[:, None] < rows) & (lot[None, :] < per_row)
+        word = _lots(words, row[:, None].to(tl.int64) * per_row + lot[None, :], inside, BITS, WHOLE)
+        step = row[:, None] * scale_row + (lot[None, :] * 8 // GROUP) * scale_group
+        if zero is None:
+            offset = 2.0 ** (BITS - 1)
+        else:
+            offset = tl.load(zero + step, mask=inside, other=0).to(tl.float32)
+        dot = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
+        for place in tl.static_range(8):
+            code = ((word >> (place * BITS)) & (2**BITS - 1)).to(tl.int32)
+            value = (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + offset)
+            some = tl.load(x + number * columns + lot * 8 + place, mask=lot < per_row, other=0)
+            dot += value * some.to(tl.float32)[None, :]  # the exponent of 2^23 spares a conversion
+        total += dot * tl.load(scale + step, mask=inside, other=0).to(tl.float32)
+    _store(tl.sum(total, axis=1), bias, out, number, row, rows)
+
+
+@triton.jit
+def _vectors(  # type: ignore[no-untyped-def]
+    x, words, tables, table_scale, scale, bias, out, rows, columns, per_row, entries,
+    patch_rows, patch_vectors, patches_across, scale_row,
+    BITS: tl.constexpr, WHOLE: tl.constexpr, LOT: tl.constexpr, STAGES: tl.constexpr,
+    DIM: tl.constexpr, ENTRY: tl.constexpr, PER_WORD: tl.constexpr, SCALE_BLOCK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, LOTS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
+    for start in range(0, per_row, LOTS):
+        lot = start + tl.arange(0, LOTS)
+        inside = (row[:, None] < rows) & (lot[None, :] < per_row)
+        at = row[:, None].to(tl.int64) * per_row + lot[None, :]
+        word = _lots(words, at, inside, BITS * LOT // 8, WHOLE)
+        first = lot * (LOT // STAGES)  # vector of a lot
+        table = row[:, None] * 0 + lot[None, :] * 0
+        if patch_rows > 0:
+            table += (row // patch_rows)[:, None] * patches_across + (first // patch_vectors)[
+                None, :
+            ]
+            table = tl.where(inside, table, 0)
+        dot = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
+        for place in tl.static_range(LOT):
+            code = ((word >> (place * BITS)) & (2**BITS - 1)).to(tl.int32)
+            entry = ((table + place % STAGES) * entries + code) * (DIM // PER_WORD)
+            column = (first + place // STAGES) * DIM
+            for part in tl.static_range(DIM // PER_WORD):
+                packed = tl.load(tables + entry + part)
+                for d in tl.static_range(PER_WORD):
+                    here = column + part * PER_WORD + d
+                    some = tl.load(x + number * columns + here, mask=here < columns, other=0)
+                    dot += _value(packed, d, ENTRY) * some.to(tl.float32)[None, :]
+        if table_scale is not None:
+            dot *= tl.load(table_scale + table).to(tl.float32)
+        if SCALE_BLOCK > 0:
+            step = row[:, None] * scale_row + (first * DIM // SCALE_BLOCK)[None, :]
+            dot *= tl.load(scale + step, mask=inside, other=0).to(tl.float32)
+        total += dot
+    result = tl.sum(total, axis=1)
+    if scale is not None and SCALE_BLOCK == 0:
+        result *= tl.load(scale + row, mask=row < rows, other=0).to(tl.float32)
+    _store(result, bias, out, number, row, rows)
+
+
+@triton.jit
+def _value(packed, d: tl.constexpr, ENTRY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Value d of those in a word, float32."""
+    if ENTRY == "int8":
+        value = (packed >> (8 * d)).to(tl.int8).to(tl.float32)
+    elif ENTRY == "bfloat16":
+        value = ((packed >> (16 * d)).to(tl.int16).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif ENTRY == "float16":
+        value = (packed >> (16 * d)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        value = (packed >> (32 * d)).to(tl.int32).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def _store(result, bias, out, number, row, rows):  # type: ignore[no-untyped-def]
+    if bias is not None:
+        result += tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
+    tl.store(out + number * rows + row, result.to(out.dtype.element_ty), mask=row < rows)
