@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from laconic.calibrate.statistics import SecondMoment
 from laconic.errors import BadWeights, UsageError
 from laconic.probing import output_error
 from laconic.quantize.gptq import GPTQ
@@ -24,13 +25,34 @@ def test_loses_less_than_gptq_on_the_same_grid(weight, bits, symmetric):
     assert output_error(weight, exact, stats) < output_error(weight, swept, stats)
 
 
-def test_wide_weights_are_swept(weight):
+def test_each_row_takes_what_loses_least(weight):
+    stats = stats_for(OBQ(), weight, 400)
+    best, *others = (
+        method.compress_weight(weight, stats).dense().double()
+        for method in (OBQ(3, "row"), GPTQ(3, "row"), OBQ(3, "row", order="greedy"))
+    )
+    moment = stats.mean(SecondMoment())
+    losses = [((w - weight) @ moment * (w - weight)).sum(dim=1) for w in (best, *others)]
+    assert (losses[0] <= torch.minimum(*losses[1:]) * (1 + 1e-9)).all()
+    assert losses[0].sum() < min(losses[1].sum(), losses[2].sum())
+
+
+def test_wide_weights_are_rounded_in_blocks(weight, monkeypatch):
+    monkeypatch.setattr("laconic.quantize.obc.BLOCKS", (1, 40))  # the last is ragged
+    stats = stats_for(OBQ(), weight, 400)
+    methods = (GPTQ(3), OBQ(3, order="greedy", widest=95), OBQ(3, order="greedy", widest=96))
+    swept, blocks, whole = (
+        output_error(weight, m.compress_weight(weight, stats), stats) for m in methods
+    )
+    assert whole < blocks < swept
+    assert any("in blocks of 40" in note for note in stats.notes)
+
+
+def test_blocks_of_one_column_are_the_sweep_of_gptq(weight, monkeypatch):
+    monkeypatch.setattr("laconic.quantize.obc.BLOCKS", (1,))
     stats = stats_for(OBQ(), weight)
-    value = OBQ(widest=95).compress_weight(weight, stats)
+    value = OBQ(widest=0).compress_weight(weight, stats)
     assert torch.equal(value.packed, GPTQ().compress_weight(weight, stats).packed)
-    assert any("swept as gptq" in note for note in stats.notes)
-    exact = OBQ(widest=96).compress_weight(weight, stats_for(OBQ(), weight))
-    assert not torch.equal(value.packed, exact.packed)
 
 
 def test_zeros_of_a_chain_stay_and_the_rest_is_rounded_among_itself(weight):
@@ -50,7 +72,9 @@ def test_raised_damping_is_noted(weight):
     assert any("damping was raised" in note for note in stats.notes)
 
 
-@pytest.mark.parametrize("settings", [{"widest": -1}, {"damp": 0.0}, {"bits": 9}])
+@pytest.mark.parametrize(
+    "settings", [{"widest": -1}, {"order": "natural"}, {"damp": 0.0}, {"bits": 9}]
+)
 def test_settings_out_of_range(settings):
     with pytest.raises(UsageError):
         OBQ(**settings)

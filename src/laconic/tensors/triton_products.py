@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-BLOCK_ROWS, BLOCK_LOTS, WARPS = 8, 128, 4  # of a tile
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+ROWS, LOTS, WARPS = 8, 128, 4  # of a tile of codes of weights
+VECTOR_ROWS, VECTOR_WEIGHTS, VECTOR_WARPS = 16, 1024, 8  # of one of codes of vectors
 
 
 def grouped_product(
@@ -27,11 +28,11 @@ def grouped_product(
         return None
     out = x.new_empty(len(x), rows)
     words, whole = _words(packed, bits, 8)
-    lots = min(BLOCK_LOTS, triton.next_power_of_2(columns // 8))
-    _grouped[(len(x), triton.cdiv(rows, BLOCK_ROWS))](
+    lots = min(LOTS, triton.next_power_of_2(columns // 8))
+    _grouped[(len(x), triton.cdiv(rows, ROWS))](
         x, words, scale, zero, bias, out, rows, columns,
         scale.shape[1] if scale.shape[0] > 1 else 0, 1 if scale.shape[1] > 1 else 0,
-        BITS=bits, WHOLE=whole, GROUP=group, BLOCK_ROWS=BLOCK_ROWS, LOTS=lots, num_warps=WARPS,
+        BITS=bits, WHOLE=whole, GROUP=group, BLOCK_ROWS=ROWS, LOTS=lots, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -64,14 +65,13 @@ def vector_product(
         return None
     out = x.new_empty(len(x), rows)
     words, whole = _words(packed, bits, lot)
-    lots = min(BLOCK_LOTS, triton.next_power_of_2(vectors * stages // lot))
-    size = min(8, dim * tables.element_size())  # bytes of a vector that are read at once
-    _vectors[(len(x), triton.cdiv(rows, BLOCK_ROWS))](
-        x, words, tables.view(WORDS[size]), table_scale, scale, bias, out, rows, x.shape[1], vectors * stages // lot, count,
-        *patch, 0 if scale is None else scale.shape[1],
-        BITS=bits, WHOLE=whole, LOT=lot, STAGES=stages, DIM=dim, ENTRY=str(tables.dtype).removeprefix("torch."),
-        PER_WORD=size // tables.element_size(), SCALE_BLOCK=scale_block,
-        BLOCK_ROWS=BLOCK_ROWS, LOTS=lots, num_warps=WARPS,
+    most = triton.next_power_of_2(vectors * stages // lot)
+    lots = max(1, min(VECTOR_WEIGHTS // (lot * dim), most))
+    _vectors[(len(x), triton.cdiv(rows, VECTOR_ROWS))](
+        x, words, tables, table_scale, scale, bias, out, rows, x.shape[1], vectors * stages // lot,
+        count, *patch, 0 if scale is None else scale.shape[1],
+        BITS=bits, WHOLE=whole, LOT=lot, STAGES=stages, DIM=dim, SCALE_BLOCK=scale_block,
+        BLOCK_ROWS=VECTOR_ROWS, LOTS=lots, num_warps=VECTOR_WARPS,
     )  # fmt: skip
     return out
 
@@ -135,11 +135,11 @@ def _vectors(  # type: ignore[no-untyped-def]
     x, words, tables, table_scale, scale, bias, out, rows, columns, per_row, entries,
     patch_rows, patch_vectors, patches_across, scale_row,
     BITS: tl.constexpr, WHOLE: tl.constexpr, LOT: tl.constexpr, STAGES: tl.constexpr,
-    DIM: tl.constexpr, ENTRY: tl.constexpr, PER_WORD: tl.constexpr, SCALE_BLOCK: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, LOTS: tl.constexpr,
+    DIM: tl.constexpr, SCALE_BLOCK: tl.constexpr, BLOCK_ROWS: tl.constexpr, LOTS: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    place, along = tl.arange(0, LOT), tl.arange(0, DIM)
     total = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
     for start in range(0, per_row, LOTS):
         lot = start + tl.arange(0, LOTS)
@@ -153,17 +153,14 @@ def _vectors(  # type: ignore[no-untyped-def]
                 None, :
             ]
             table = tl.where(inside, table, 0)
-        dot = tl.zeros((BLOCK_ROWS, LOTS), tl.float32)
-        for place in tl.static_range(LOT):
-            code = ((word >> (place * BITS)) & (2**BITS - 1)).to(tl.int32)
-            entry = ((table + place % STAGES) * entries + code) * (DIM // PER_WORD)
-            column = (first + place // STAGES) * DIM
-            for part in tl.static_range(DIM // PER_WORD):
-                packed = tl.load(tables + entry + part)
-                for d in tl.static_range(PER_WORD):
-                    here = column + part * PER_WORD + d
-                    some = tl.load(x + number * columns + here, mask=here < columns, other=0)
-                    dot += _value(packed, d, ENTRY) * some.to(tl.float32)[None, :]
+        code = ((word[:, :, None] >> (place * BITS)[None, None, :]) & (2**BITS - 1)).to(tl.int32)
+        entry = (table[:, :, None] + (place % STAGES)[None, None, :]) * entries + code
+        value = tl.load(tables + entry[:, :, :, None] * DIM + along[None, None, None, :])
+        vector = first[:, None] + (place // STAGES)[None, :]
+        column = vector[:, :, None] * DIM + along[None, None, :]
+        some = tl.load(x + number * columns + column, mask=column < columns, other=0)
+        product = value.to(tl.float32) * some.to(tl.float32)[None, :, :, :]
+        dot = tl.sum(tl.sum(product, axis=3), axis=2)
         if table_scale is not None:
             dot *= tl.load(table_scale + table).to(tl.float32)
         if SCALE_BLOCK > 0:
@@ -174,20 +171,6 @@ def _vectors(  # type: ignore[no-untyped-def]
     if scale is not None and SCALE_BLOCK == 0:
         result *= tl.load(scale + row, mask=row < rows, other=0).to(tl.float32)
     _store(result, bias, out, number, row, rows)
-
-
-@triton.jit
-def _value(packed, d: tl.constexpr, ENTRY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Value d of those in a word, float32."""
-    if ENTRY == "int8":
-        value = (packed >> (8 * d)).to(tl.int8).to(tl.float32)
-    elif ENTRY == "bfloat16":
-        value = ((packed >> (16 * d)).to(tl.int16).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    elif ENTRY == "float16":
-        value = (packed >> (16 * d)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        value = (packed >> (32 * d)).to(tl.int32).to(tl.float32, bitcast=True)
-    return value
 
 
 @triton.jit
