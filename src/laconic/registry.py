@@ -52,6 +52,11 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.floats:Floats",
         "Rounds every weight to the nearest float of 4, 6 or 8 bits with shared scales; needs no data.",
     ),
+    "gptq-fp": Entry(
+        Kind.METHOD,
+        "laconic.quantize.floats:GPTQFloats",
+        "Rounds to floats column by column, later columns making up for the error of earlier ones.",
+    ),
     "bcq": Entry(
         Kind.METHOD,
         "laconic.quantize.alphatuning:BCQ",

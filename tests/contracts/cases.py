@@ -28,6 +28,7 @@ METHODS = {
     "evopress": [{}, {"method": "rtn:range=minmax", "bits": 2.5, "generations": 2, "offspring": 4}],
     "evopress-depth": [{}, {"remove": 0.5, "unit": "block", "generations": 2}],
     "fp": [{}, {"format": "mxfp4", "range": "minmax"}, {"format": "e2m1", "group": 16}, {"format": "e4m3", "group": "tensor"}],
+    "gptq-fp": [{}, {"format": "mxfp4", "order": "natural"}, {"format": "e2m1", "group": "tensor"}],
     "bcq": [{}, {"bits": 1}, {"bits": 4, "group": 16, "offset": True, "iterations": 3}],
     "requant": [{}, {"bits": 2, "group": 5, "power": 0.75}, {"bits": 8, "group": "tensor", "inputs": "activation"}],
     "rtn": [{}, {"bits": 2, "group": "row"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}],

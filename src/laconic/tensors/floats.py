@@ -103,7 +103,7 @@ class FloatQuantizer(Quantizer[FloatGrid]):
         tensor_scale = None
         if self._scale == "e4m3":
             greatest = rows.abs().amax() if rows.numel() else rows.new_zeros(())
-            tensor_scale = greatest / (self._element.largest * E4M3.largest)
+            tensor_scale = greatest / (self.element.largest * E4M3.largest)
             tensor_scale = tensor_scale.clamp(min=SMALLEST).reshape(1)
         if self.group == "tensor":
             rows = rows.reshape(1, -1) if rows.numel() else rows.new_zeros(1, 1)
@@ -112,17 +112,19 @@ class FloatQuantizer(Quantizer[FloatGrid]):
         scales = [self._scales(part, group, tensor_scale) for part in parts]
         return FloatGrid(torch.cat(scales), tensor_scale, group)
 
+    def scales(self, params: FloatGrid, columns: int) -> Tensor:
+        """What the element of each of `columns` columns is multiplied by, (R, columns), or (1, 1) for all."""
+        return spread(joint_scale(params.scale, params.tensor_scale), columns, params.group)
+
     def encode(self, x: Tensor, params: FloatGrid) -> Tensor:
         """Codes of `x`, same shape, uint8: the bits of the elements."""
         rows = matrix(x)
-        scale = spread(_joint(params), rows.shape[1], params.group)
-        return self._element.encode(rows / scale).reshape(x.shape)
+        return self.element.encode(rows / self.scales(params, rows.shape[1])).reshape(x.shape)
 
     def decode(self, codes: Tensor, params: FloatGrid) -> Tensor:
         """The values of `codes`, same shape, float32."""
-        values = self._element.table(codes.device)[matrix(codes).int()]
-        scale = spread(_joint(params), values.shape[1], params.group)
-        return (values * scale).reshape(codes.shape)
+        values = self.element.table(codes.device)[matrix(codes).int()]
+        return (values * self.scales(params, values.shape[1])).reshape(codes.shape)
 
     def pack(self, codes: Tensor, params: FloatGrid, like: Tensor) -> CompressedTensor:
         """A `GroupedFloat` tensor."""
@@ -132,7 +134,8 @@ class FloatQuantizer(Quantizer[FloatGrid]):
         )  # fmt: skip
 
     @property
-    def _element(self) -> MiniFloat:
+    def element(self) -> MiniFloat:
+        """The float that codes are the bits of."""
         return MINIFLOATS[FORMATS[self.format].element]
 
     @property
@@ -149,9 +152,9 @@ class FloatQuantizer(Quantizer[FloatGrid]):
         values = grouped(rows, group)
         greatest = values.abs().amax(-1) if values.numel() else values.new_zeros(values.shape[:2])
         if self._scale == "e8m0":
-            rule = greatest / 2.0**self._element.largest_exponent
+            rule = greatest / 2.0**self.element.largest_exponent
         else:
-            rule = greatest / self._element.largest
+            rule = greatest / self.element.largest
             rule = rule if tensor_scale is None else rule / tensor_scale
         if self.range == "mse":
             rule = rule * self._best_factor(values, rule, tensor_scale)
@@ -161,12 +164,12 @@ class FloatQuantizer(Quantizer[FloatGrid]):
         """The factor at which each block of `values` (R, G, group) has the least squared error."""
         unit = joint_scale(_keep(rule, self._scale), tensor_scale)
         units = values / unit.unsqueeze(-1)  # squares of the values themselves might overflow
-        table = self._element.table(values.device)
+        table = self.element.table(values.device)
 
         def loss(factor: float) -> Tensor:
             scale = joint_scale(_keep(rule * factor, self._scale), tensor_scale)
             ratio = (scale / unit).unsqueeze(-1)
-            rounded = table[self._element.encode(units / ratio).int()] * ratio
+            rounded = table[self.element.encode(units / ratio).int()] * ratio
             return rounded.sub_(units).square_().sum(-1)
 
         best, least = torch.ones_like(rule), loss(1.0)
@@ -175,10 +178,6 @@ class FloatQuantizer(Quantizer[FloatGrid]):
             best = torch.where(error < least, factor, best)
             least = torch.minimum(error, least)
         return best
-
-
-def _joint(params: FloatGrid) -> Tensor:
-    return joint_scale(params.scale, params.tensor_scale)
 
 
 def _keep(scale: Tensor, kept_as: str) -> Tensor:
