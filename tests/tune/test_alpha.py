@@ -6,6 +6,7 @@ import laconic
 from laconic.errors import CorruptFile, UsageError
 from laconic.quantize.alphatuning import BCQ
 from laconic.tensors.binary_quantizer import BinaryQuantizer
+from laconic.tensors.decoded import kept_decoded
 from laconic.tune.alpha import (
     FILE,
     TunedScales,
@@ -115,3 +116,14 @@ def test_nothing_to_tune():
         save_scales(base(), "nowhere")
     with pytest.raises(UsageError, match="planes"):
         add_scales(base(), "second")
+
+
+def test_decoded_for_measuring_they_multiply_as_before():
+    model = laconic.compress(nn.Sequential(nn.Linear(16, 8)), BCQ(2)).model
+    add_scales(model)[0].data.fill_(0.25)
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        expected = model(x)
+        with kept_decoded(model, 1 << 20):
+            assert torch.allclose(model(x), expected, atol=1e-6)
+        assert torch.equal(model(x), expected)

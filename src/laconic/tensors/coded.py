@@ -24,6 +24,7 @@ class Coded(CompressedTensor):
     """
 
     bits: int
+    multiplies_dense = True
 
     @property
     def code_per_weight(self) -> bool:

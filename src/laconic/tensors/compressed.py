@@ -116,10 +116,13 @@ class CompressedTensor(Stateful):
     Attributes:
         shape: of the dense weight, (out, in, ...).
         dtype: of the dense weight, as the model had it.
+        multiplies_dense: whether, once it is decoded, multiplying by the whole value is best; False where
+            parts of it do that, as factors do.
     """
 
     shape: torch.Size
     dtype: torch.dtype
+    multiplies_dense: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from laconic.tensors.coded import Coded
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.dense import Dense
 from laconic.tensors.masked import Masked
@@ -31,7 +30,7 @@ def decoded(value: CompressedTensor) -> CompressedTensor:
     if isinstance(value, Stacked):
         return Stacked(tuple(Dense(value.slice(e, PRECISION)) for e in range(value.shape[0])))
     plain = type(value).matmul in (CompressedTensor.matmul, Dense.matmul)
-    if plain or isinstance(value, Coded) or (isinstance(value, Masked) and not value.skips):
+    if plain or value.multiplies_dense or (isinstance(value, Masked) and not value.skips):
         return Dense(value.dense(PRECISION))
     named = {f.name: getattr(value, f.name) for f in fields(value)}  # type: ignore[arg-type]
     return replace(value, **{name: _inside(part) for name, part in named.items()})  # type: ignore[type-var]

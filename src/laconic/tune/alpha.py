@@ -47,6 +47,7 @@ class TunedScales(CompressedTensor):
     delta: nn.Parameter
 
     kind: ClassVar[str] = "tuned scales"
+    multiplies_dense: ClassVar[bool] = True
 
     @classmethod
     def of(cls, value: Binary, planes: Planes = "first") -> Self:
