@@ -67,6 +67,21 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.requant:REQuant",
         "Rounds to levels k^(1/p) of a range that golden-section search finds for each row or group.",
     ),
+    "adaround": Entry(
+        Kind.METHOD,
+        "laconic.quantize.adaround:AdaRound",
+        "Rounds every weight up or down, whichever, learned for a row together, changes its outputs least.",
+    ),
+    "int-factors": Entry(
+        Kind.METHOD,
+        "laconic.quantize.mlorq:QuantizedFactors",
+        "Replaces every weight by two factors of integers, whose rounding is learned together.",
+    ),
+    "mlorq": Entry(
+        Kind.METHOD,
+        "laconic.quantize.mlorq:MLoRQ",
+        "Chooses for each layer b bits, or two factors of a rank with bits of their own, under one budget.",
+    ),
     "blocktune": Entry(
         Kind.METHOD,
         "laconic.tune.blocktune:BlockTune",
