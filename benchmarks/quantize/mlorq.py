@@ -30,10 +30,9 @@ EFFORT: dict[str, dict[str, int]] = {
 }
 LOW = 2.5  # resident bits at which factors matter most
 SEQUENCES = 64  # that the search of the second part is shown
-HELD_OUT, MEDIAN = (
-    20,
-    0.2,
-)  # interpolated forms that are measured, and how far off half of them may be
+HELD_OUT = 20  # interpolated forms that are measured
+MEDIAN = 0.2  # how far off half of them may be
+FACTORS = "4 6 8"  # the paper's widths of factors
 WIDTHS = (2, 3, 4, 6, 8)
 
 
@@ -60,13 +59,13 @@ def _models(bench: Bench, name: str, model: str) -> list[list[Any]]:
     bits = int(measured(bench, name, model, uniform)["resident_bits"] * 1000) / 1000
     chains: dict[str, list[Method]] = {
         "int3": [uniform],
-        "mlorq": [MLoRQ(bits, **effort)],
-        "mlorq, no factors": [MLoRQ(bits, factors="", **effort)],
+        "mlorq": [MLoRQ(bits, factors=FACTORS, **effort)],
+        "mlorq, no factors": [MLoRQ(bits, **effort)],
         "int3, nearest": [AdaRound(3, "row", False, "percentile", 0)],
         "gptq3": [GPTQ(3, "row", symmetric=False)],
-        f"mlorq {LOW}": [MLoRQ(LOW, **effort)],
-        f"mlorq {LOW}, no factors": [MLoRQ(LOW, factors="", **effort)],
-        "mlorq, rows alone": [MLoRQ(bits, inputs="none", **effort)],
+        f"mlorq {LOW}": [MLoRQ(LOW, factors=FACTORS, **effort)],
+        f"mlorq {LOW}, no factors": [MLoRQ(LOW, **effort)],
+        "mlorq, rows alone": [MLoRQ(bits, factors=FACTORS, inputs="none", **effort)],
     }
     claims = (
         ("mlorq", "int3"), ("mlorq, no factors", "int3"), ("int3", "int3, nearest"), ("mlorq", "mlorq, no factors"),
@@ -115,7 +114,7 @@ def _search(bench: Bench, model: str) -> Search:
     source = open_source(model)
     subject = Subject(source.skeleton, source.folder)
     data = read_calibration(training_data(bench, model), subject, fitted=SEQUENCES, held_out=0)
-    return MLoRQ(**EFFORT[bench.slice]).search(source, data)
+    return MLoRQ(factors=FACTORS, **EFFORT[bench.slice]).search(source, data)
 
 
 def _sum(search: Search, bits: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tests.numerics.layers import layer as layer_of_moment
 from tests.prune.layers import layer, lost, stats_of
 
 WIDTHS, FACTORS = (2, 3, 4, 6, 8), (4, 6, 8)
-QUICK = {"steps": 10, "predictions": 48, "points": 3}
+QUICK = {"steps": 10, "predictions": 48, "points": 3, "factors": "4 6 8"}
 
 
 def calibration(rows):
@@ -247,7 +247,7 @@ def test_plans_a_method_for_every_layer(low_rank_model, rows):
     plan = MLoRQ(bits=4, **QUICK).plan(MemorySource(low_rank_model), calibration(rows))
     assert isinstance(plan.methods["0"], QuantizedFactors) and 8 <= plan.methods["0"].rank <= 12
     assert isinstance(plan.methods["2"], AdaRound) and plan.methods["2"].steps == 10
-    alike = MLoRQ(bits=4, inputs="none", factors="", **QUICK)
+    alike = MLoRQ(bits=4, inputs="none", **QUICK | {"factors": ""})
     plan = alike.plan(MemorySource(low_rank_model), calibration(rows))
     assert all(isinstance(m, AdaRound) for m in plan.methods.values())
 
