@@ -155,6 +155,9 @@ class Job:
                 self.source, self.calibration, device=self.options.device, progress=self.progress
             )
             self.notes += found.notes
+            if found.also:
+                self.also = tuple(dict.fromkeys([*self.also, *found.also]))
+                self.__dict__.pop("layers", None)
             steps = planned_steps(found.methods)
             planner = {"method": name_of(type(first)), "settings": first.settings()}
             rest = Plan.of(self.chain[1:]).steps  # type: ignore[arg-type]

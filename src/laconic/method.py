@@ -174,11 +174,13 @@ class ModelPlan:
         methods: by layer name, what each layer is compressed with; the others stay as they are.
         edits: changes of the structure, as `laconic.models.edits` replays them, made first.
         notes: for the report.
+        also: layers outside of the blocks that `methods` names, as `laconic.compress` takes them.
     """
 
     methods: Mapping[str, LayerMethod] = field(default_factory=dict)
     edits: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 def _is_required(field: Field[Any]) -> bool:

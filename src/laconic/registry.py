@@ -202,6 +202,16 @@ ENTRIES: dict[str, Entry] = {
         "laconic.quantize.activations:Activations",
         "Rounds the inputs of every layer as they come; weights stay as the chain has them.",
     ),
+    "bct": Entry(
+        Kind.METHOD,
+        "laconic.quantize.bct:BCT",
+        "Rounds all of a transformer to integers in blocks with shifts: weights, embeddings, inputs, operators.",
+    ),
+    "shift-blocks": Entry(
+        Kind.METHOD,
+        "laconic.quantize.bct:ShiftBlocks",
+        "Rounds weights, and inputs if asked, to integers times a power of two for each block; needs no data.",
+    ),
     "hqq": Entry(
         Kind.METHOD,
         "laconic.quantize.hqq:HQQ",
@@ -236,6 +246,11 @@ ENTRIES: dict[str, Entry] = {
         Kind.QUANTIZER,
         "laconic.tensors.codebook_quantizer:CodebookQuantizer",
         "Rounds neighbouring columns together to the nearest of a codebook's vectors, found by k-means.",
+    ),
+    "shift-block": Entry(
+        Kind.QUANTIZER,
+        "laconic.tensors.shift_quantizer:ShiftQuantizer",
+        "Rounds each block of rows x columns to `code 2^-e + z`, so that products need no multiplied scales.",
     ),
     "binary": Entry(
         Kind.QUANTIZER,

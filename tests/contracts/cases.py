@@ -32,6 +32,8 @@ METHODS = {
     "evopress-depth": [{}, {"remove": 0.5, "unit": "block", "generations": 2}],
     "fp": [{}, {"format": "mxfp4", "range": "minmax"}, {"format": "e2m1", "group": 16}, {"format": "e4m3", "group": "tensor"}],
     "gptq-fp": [{}, {"format": "mxfp4", "order": "natural"}, {"format": "e2m1", "group": "tensor"}],
+    "bct": [{}, {"wbits": 8, "tokens": 64, "parts": "linear+norm", "nonlinear": "fp", "embeddings": "row"}],
+    "shift-blocks": [{}, {"bits": 2, "rows": 1, "columns": 5, "middle": False}, {"bits": 8, "search": 1, "inputs": 8, "tokens": 64}],
     "bcq": [{}, {"bits": 1}, {"bits": 4, "group": 16, "offset": True, "iterations": 3}],
     "requant": [{}, {"bits": 2, "group": 5, "power": 0.75}, {"bits": 8, "group": "tensor", "inputs": "activation"}],
     "rtn": [{}, {"bits": 2, "group": "row"}, {"bits": 8, "group": "tensor", "range": "minmax"}, {"bits": 3, "group": 8, "symmetric": False}],
@@ -53,5 +55,6 @@ QUANTIZERS = {
         {}, {"bits": 3, "dim": 1, "rows_per_group": 3, "columns_per_group": 4}, {"bits": 1, "dim": 8},
         {"bits": 1.25, "dim": 4, "rows_per_group": 5, "columns_per_group": 8, "entries": "int8", "scale_block": 3},
     ],
+    "shift-block": [{}, {"bits": 2, "rows": 1, "columns": 5, "middle": True}, {"bits": 8, "search": 1}, {"bits": 3, "rows": 3, "columns": 16, "middle": True, "search": 4}],
     "binary": [{}, {"bits": 1}, {"bits": 4, "group": 16, "offset": True}, {"bits": 8, "iterations": 2}],
 }  # fmt: skip

@@ -26,6 +26,7 @@ from laconic.tensors import (
     NofM,
     Permutation,
     Rotation,
+    ShiftQuantizer,
     Stacked,
     Sum,
     Transformed,
@@ -70,6 +71,10 @@ def raw_tensors(draw, dtypes) -> torch.Tensor:
 
 
 grouped = st.builds(IntQuantizer.quantize, quantizers, weights())
+shift_quantizers = st.builds(
+    ShiftQuantizer, bits=st.integers(2, 16), rows=st.integers(1, 8), columns=st.integers(1, 14),
+    search=st.integers(1, 4), middle=st.booleans(),
+)  # fmt: skip
 
 
 @st.composite
@@ -380,6 +385,7 @@ KINDS: dict[str, st.SearchStrategy[CompressedTensor]] = {
     "sum": sums(),
     "transformed": transformed(),
     "stacked": stacks(),
+    "shift-block": st.builds(ShiftQuantizer.quantize, shift_quantizers, weights()),
 }
 
 

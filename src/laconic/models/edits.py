@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UnsupportedModel, UsageError, did_you_mean
+from laconic.models.integer import install
 from laconic.models.layout import find_blocks
+from laconic.models.operators import Operators
 
 
 class DroppedAttention(nn.Module):
@@ -252,7 +254,8 @@ def apply_edits(model: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         model: as it was before the first of them.
-        edits: `{"op": "drop", "module": path}` or `{"op": "remove_blocks", "blocks": [number, ...]}`.
+        edits: `{"op": "drop", "module": path}`, `{"op": "remove_blocks", "blocks": [number, ...]}` or
+            `{"op": "integer", ...}` as `laconic.models.operators.Operators` makes it.
 
     Raises:
         UsageError: an edit that is none of these or does not fit the model; the ones before it are
@@ -265,8 +268,12 @@ def apply_edits(model: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
                 drop(model, path)
             case {"op": "remove_blocks", "blocks": [*numbers]}:
                 remove_blocks(model, numbers)
+            case {"op": "integer", **settings}:
+                install(model, Operators.from_edit(settings))
             case _:
-                raise UsageError(f"unknown edit {dict(edit)!r}; expected drop or remove_blocks")
+                raise UsageError(
+                    f"unknown edit {dict(edit)!r}; expected drop, remove_blocks or integer"
+                )
 
 
 def drops(paths: Sequence[str]) -> list[dict[str, Any]]:

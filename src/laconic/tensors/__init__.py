@@ -18,6 +18,8 @@ from laconic.tensors.lowrank import LowRank
 from laconic.tensors.masked import Masked, MaskedCodes
 from laconic.tensors.masks import Bitmask, ChannelMask, Mask, NofM
 from laconic.tensors.quantizer import Quantizer
+from laconic.tensors.shift_quantizer import ShiftQuantizer
+from laconic.tensors.shifted import Shifted
 from laconic.tensors.stacked import Stacked
 from laconic.tensors.static import StaticIntQuantizer
 from laconic.tensors.transforms import (
@@ -59,6 +61,8 @@ __all__ = [
     "QuantizedKV",
     "Quantizer",
     "Rotation",
+    "ShiftQuantizer",
+    "Shifted",
     "Stacked",
     "StaticIntQuantizer",
     "Sum",
