@@ -35,6 +35,7 @@ CHAINS: Mapping[str, Sequence[Any]] = {
     "bct w8 a8": [BCT(wbits=8)], "w4 a8, linear layers alone": [BCT(parts="linear")],
     "one searched range a layer, w4 a8": [RTN(4, "tensor", range="mse"), Activations(8)],
     "w4, no search": [BCT(search=1)],
+    "w4 a8, one shift a matrix": [BCT(block=8192)],
 }  # fmt: skip
 #: The method with one thing changed.
 VARIANTS: Mapping[str, Sequence[Any]] = {
@@ -46,7 +47,8 @@ VARIANTS: Mapping[str, Sequence[Any]] = {
 CLAIMS = (
     ("bct w4 a8", "one range a layer, w4 a8"), ("bct w4 a8", "one searched range a layer, w4 a8"),
     ("w4 a8, linear layers alone", "one searched range a layer, w4 a8"),
-    ("bct w4 a8", "w4, no search"),
+    ("w4 a8, linear layers alone", "one range a layer, w4 a8"),
+    ("bct w4 a8", "w4, no search"), ("bct w4 a8", "w4 a8, one shift a matrix"),
 )  # fmt: skip
 
 
