@@ -11,7 +11,7 @@ from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs
 from laconic.numerics._checks import check_finite
-from laconic.tensors import CompressedTensor, Grouped, IntQuantizer
+from laconic.tensors import CompressedTensor, IntQuantizer
 from laconic.tensors.integer import Grid
 
 
@@ -61,11 +61,7 @@ class GridSweep(LayerMethod):
         grid = self.quantizer().fit(weight)
         rows = weight.reshape(weight.shape[0], -1).float()  # (R, C)
         codes = self.codes(rows, stats.mean(SecondMoment()), grid, stats)
-        zero = None if self.symmetric else grid.zero
-        return Grouped.from_codes(
-            codes.reshape(weight.shape), grid.scale, zero,
-            bits=self.bits, group=grid.group, dtype=weight.dtype,
-        )  # fmt: skip
+        return self.quantizer().pack(codes.reshape(weight.shape), grid, weight)
 
     def options(self) -> tuple[Self, ...]:
         """2 to 8 bits, each per row and in groups of 64."""

@@ -11,7 +11,7 @@ from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.numerics._checks import check_finite
 from laconic.numerics.adaround import Annealing, learned_rounding, row_errors
-from laconic.tensors import CompressedTensor, Dense, Grouped, IntQuantizer
+from laconic.tensors import CompressedTensor, Dense, IntQuantizer
 from laconic.tensors.integer import Grid
 from laconic.tensors.packing import spread
 from laconic.tensors.percentile import percentile_grid
@@ -86,11 +86,7 @@ class AdaRound(LayerMethod):
             rows, spread(grid.scale, columns, grid.group), spread(grid.zero, columns, grid.group),
             moment, low=low, high=high, annealing=Annealing(steps=self.steps), keep=stats.keep(),
         )  # fmt: skip
-        zero = None if self.symmetric else grid.zero
-        return Grouped.from_codes(
-            codes.reshape(weight.shape), grid.scale, zero,
-            bits=self.bits, group=grid.group, dtype=weight.dtype,
-        )  # fmt: skip
+        return quantizer.pack(codes.reshape(weight.shape), grid, weight)
 
     def options(self) -> tuple[Self, ...]:
         """2 to 8 bits."""
