@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 
 import laconic
+from tests.optional import importable
 
 PACKAGES = (
     "allocate", "calibrate", "factorize", "measure", "models", "numerics", "prune", "quantize", "tensors",
@@ -22,6 +23,7 @@ MODULES += [
     for module in pkgutil.walk_packages(
         importlib.import_module(f"laconic.{package}").__path__, f"laconic.{package}."
     )
+    if importable(module.name)
 ]
 
 

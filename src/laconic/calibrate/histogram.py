@@ -62,7 +62,7 @@ def rounding_error(
         >>> counts = torch.zeros(2, BINS)
         >>> counts[0, OCTAVES * PER_OCTAVE + 31] = 1  # a value between 1.957 and 2
         >>> rounding_error(counts, torch.tensor([1.0, 8.0]), 0, 7).sqrt()
-        tensor([0.0249, 1.9787], dtype=torch.float64)
+        tensor([0.0247, 1.9786], dtype=torch.float64)
     """
     filled = counts.to(SUMS)
     edges = _edges(counts.device)  # (bins + 1,)
