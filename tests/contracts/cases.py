@@ -11,7 +11,7 @@ METHODS = {
     "exactobs": [{}, {"sparsity": 0.7, "pattern": "row", "damp": 0.1}, {"pattern": "2:4"}, {"pattern": "1x4"}, {"pattern": "1:3", "widest": 8}],
     "adaround": [{}, {"bits": 2, "group": "row", "range": "percentile", "symmetric": False, "steps": 20}, {"bits": 3, "group": 5, "range": "minmax", "steps": 0}],
     "int-factors": [{}, {"rank": 8, "left": 8, "right": 4, "steps": 20, "inputs": "none"}, {"rank": 1, "steps": 0}],
-    "mlorq": [{"factors": "4 6 8"}, {"bits": 2.5, "widths": "2 4", "inputs": "none", "steps": 0}],
+    "mlorq": [{"factors": "4 6 8"}, {"bits": 3.5, "widths": "2 4", "inputs": "none", "steps": 0}],
     "gptvq": [{}, {"bits": 3, "dim": 1, "entries": "bf16", "update": False}, {"dim": 4, "exact": False, "scale_block": 8}],
     "aqlm": [{"rounds": 3}, {"codebooks": 2, "bits": 4, "length": 8, "beam": 2, "rounds": 2}, {"bits": 3, "length": 3, "rounds": 0}],
     "nowag-vq": [{}, {"bits": 3, "dim": 1}, {"bits": 1.5, "dim": 2, "normalise": False}],
