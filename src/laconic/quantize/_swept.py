@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 from laconic.calibrate.layer_stats import LayerStats
@@ -11,6 +12,7 @@ from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs
 from laconic.numerics._checks import check_finite
+from laconic.numerics.obs_types import UniformGrid
 from laconic.tensors import CompressedTensor, IntQuantizer
 from laconic.tensors.integer import Grid
 
@@ -67,3 +69,9 @@ class GridSweep(LayerMethod):
         """2 to 8 bits, each per row and in groups of 64."""
         groups: tuple[int | Literal["row"], ...] = ("row", 64)
         return tuple(replace(self, bits=b, group=g) for b in range(2, 9) for g in groups)
+
+
+def grid_of(columns: Tensor, grid: Grid, quantizer: IntQuantizer) -> UniformGrid:
+    """The grid of each of `columns` (N,) numbers, in their order, as the sweeps take it: scales (R, N)."""
+    group = columns // grid.group if grid.scale.shape[1] > 1 else torch.zeros_like(columns)
+    return UniformGrid(grid.scale[:, group], grid.zero[:, group], 1, *quantizer.code_range)

@@ -8,8 +8,8 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.errors import UsageError
 from laconic.method import Paper
-from laconic.numerics.obs import UniformGrid, grid_sweep, ordered_factor
-from laconic.quantize._swept import GridSweep
+from laconic.numerics.obs import grid_sweep, ordered_factor
+from laconic.quantize._swept import GridSweep, grid_of
 from laconic.tensors import IntQuantizer
 from laconic.tensors.integer import Grid
 
@@ -63,9 +63,7 @@ def sweep(
     Weights outside `keep` (R, C) stay zero, and the others make up for that too.
     """
     columns, factor = ordered_factor(moment, order, damp)
-    group = columns // grid.group if grid.scale.shape[1] > 1 else columns.new_zeros(len(columns))
-    low, high = quantizer.code_range
-    each = UniformGrid(grid.scale[:, group], grid.zero[:, group], 1, low, high)
+    each = grid_of(columns, grid, quantizer)
     kept = None if keep is None else keep[:, columns]
     codes = grid_sweep(rows[:, columns], factor.factor, each, keep=kept).codes
     assert codes is not None

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.errors import UsageError
 from laconic.method import Paper
+from laconic.numerics.adaround import row_errors
 from laconic.numerics.obs import UniformGrid, block_sweep, grid_sweep, ordered_factor
 from laconic.numerics.obs_exact import exact_quantize
-from laconic.quantize._swept import GridSweep
+from laconic.quantize._swept import GridSweep, grid_of
 from laconic.tensors.integer import Grid
 
 BLOCKS = (1, 16, 64, 256)  # columns that are rounded exactly before those behind are moved
@@ -68,17 +69,13 @@ class OBQ(GridSweep):
         columns, factor = ordered_factor(moment, "activation", self.damp)
         stats.note(factor.raised(self.damp))
         back = columns.argsort()
-        group = columns // grid.group if grid.scale.shape[1] > 1 else columns.new_zeros(count)
-        each = UniformGrid(
-            grid.scale[:, group], grid.zero[:, group], 1, *self.quantizer().code_range
-        )
+        each = grid_of(columns, grid, self.quantizer())
         ordered, kept = rows[:, columns], None if keep is None else keep[:, columns]
         best = torch.zeros_like(rows, dtype=torch.uint8)
         least = torch.full_like(rows[:, 0], torch.inf, dtype=torch.float64)
         for size in self._blocks(count):
             values, codes = _rounded(ordered, factor.factor, each, kept, size)
-            off = rows.double() - values[:, back].double()
-            loss = (off @ moment.double() * off).sum(dim=1)
+            loss = row_errors(rows.double() - values[:, back].double(), moment)
             better = loss < least
             least = torch.where(better, loss, least)
             best[better] = codes[better][:, back]

@@ -12,8 +12,8 @@ from laconic.errors import UsageError
 from laconic.method import Paper
 from laconic.numerics._checks import check_finite
 from laconic.numerics.absorb import absorb_error
-from laconic.numerics.obs import UniformGrid, grid_sweep, ordered_factor
-from laconic.quantize._swept import GridSweep
+from laconic.numerics.obs import grid_sweep, ordered_factor
+from laconic.quantize._swept import GridSweep, grid_of
 from laconic.tensors import CompressedTensor, Grouped, patterns
 from laconic.tensors.integer import Grid
 from laconic.tensors.masked import MaskedCodes
@@ -117,8 +117,7 @@ class OBR(GridSweep):
         if self.tail == "gptq" and split < len(order):
             stats.note(factor.raised(self.damp))
             behind = order[split:]
-            group = behind // grid.group if grid.scale.shape[1] > 1 else torch.zeros_like(behind)
-            each = UniformGrid(grid.scale[:, group], grid.zero[:, group], 1, *quantizer.code_range)
+            each = grid_of(behind, grid, quantizer)
             upper = factor.factor[split:, split:]
             swept = grid_sweep(moved[:, behind], upper, each, keep=keep[:, behind])
             assert swept.codes is not None

@@ -1,6 +1,7 @@
 """`Coded`: what the formats have in common that decode row by row from packed codes."""
 
 from abc import abstractmethod
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -48,7 +49,7 @@ class Coded(CompressedTensor):
         inputs = x.shape[:-1].numel()
         grad = torch.is_grad_enabled() and x.requires_grad
         few = 0 < inputs <= FEW and self.numel and x.dtype in KERNEL_DTYPES and not grad
-        if few and x.device.type == "cuda" and find_spec("triton") is not None:
+        if few and x.device.type == "cuda" and _has_kernels():
             y = self._product(x.reshape(inputs, self.shape[1]).contiguous(), bias)
             if y is not None:
                 return y.reshape(*x.shape[:-1], self.shape[0])
@@ -68,3 +69,9 @@ class Coded(CompressedTensor):
         flat = checked_index(index, matrix_shape(self.shape)[0]).reshape(-1).numpy()
         value = torch.from_numpy(self._dense_by_kernel(flat))
         return value.reshape((*index.shape, *self.shape[1:])).to(dtype or self.dtype)
+
+
+@cache
+def _has_kernels() -> bool:
+    """Whether triton is installed, which CUDA builds of torch bring; looked for once."""
+    return find_spec("triton") is not None

@@ -79,11 +79,7 @@ def vector_product(
 def _words(packed: Tensor, bits: int, lot: int) -> tuple[Tensor, bool]:
     """The codes by word, where a lot of them is one; else by byte."""
     dtype = WORDS.get(bits * lot // 8)
-    if (
-        dtype in (None, torch.int8)
-        or packed.data_ptr() % dtype.itemsize
-        or packed.numel() % dtype.itemsize
-    ):
+    if dtype is None or packed.data_ptr() % dtype.itemsize or packed.numel() % dtype.itemsize:
         return packed, False
     return packed.view(dtype), True
 
