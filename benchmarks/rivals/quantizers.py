@@ -2,7 +2,8 @@
 
 Each rival runs in an environment of its own under .cache/rivals, made when it is missing; where that is
 not possible the proof says so. All run on two threads, one after the other, in processes of their own.
-AutoRound trains its rounding for ten minutes and more a model, so that it has one cell.
+AutoRound trains its rounding, as ours does with blocktune: it has the cells of one model. What is best of ours
+is held against each rival among what takes no more memory, and among what takes no more bytes in files.
 """
 
 import json
@@ -32,19 +33,39 @@ class Rival:
     run: dict[str, str] = field(default_factory=dict)  # and of its run
 
 
-CELLS = tuple((model, bits) for model in ("llama-tiny", "opt-tiny") for bits in (4, 3))
+CELLS = tuple((model, bits) for model in ("llama-tiny", "opt-tiny") for bits in (4, 3, 2))
 RIVALS = {
     "llm-compressor": Rival("llmcompressor", "_llmcompressor.py", CELLS),
     "gptqmodel": Rival(  # asks for more workers than two cores give it, and refuses to start
         "gptqmodel",
         "_gptqmodel.py",
-        CELLS[:2],
+        CELLS[:3],
         {"BUILD_CUDA_EXT": "0"},
         {"GPTQMODEL_CPU_WORKERS": "4"},
     ),
-    "auto-round": Rival("auto-round", "_auto_round.py", CELLS[1:2]),
+    "auto-round": Rival("auto-round", "_auto_round.py", CELLS[:3]),
 }
-OWN = {"laconic": "auto", "laconic --order block": "block"}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A way of ours: methods as they are spelled, `{bits}` and `{group}` filled in; how; within which budget."""
+
+    methods: str
+    order: str = "auto"
+    budget: str = ""
+
+
+GRID = "gptq:bits={bits},group={group}"
+OWN = {
+    "laconic": Own(GRID),
+    "laconic --order block": Own(GRID, "block"),
+    "laconic, blocktune": Own(f"{GRID} blocktune"),
+    "laconic --budget, blocktune": Own(
+        "gptq:group={group} blocktune", budget="{bits}.25bit resident"
+    ),
+}
+AXES = {"resident": "in as much memory", "stored": "in as large a file"}
 GROUP, WINDOWS = 64, 160  # all are fitted to the first 128; ours measures layers on the rest
 BEGINNING = 1 << 21  # characters of text/train.txt that windows are taken from
 ENVIRONMENTS = ROOT / ".cache" / "rivals"
@@ -58,18 +79,20 @@ import laconic
 from laconic.calibrate.options import RunOptions
 from laconic.measure.resources import peak_rss_bytes
 from laconic.models.open import open_source
-from laconic.quantize.gptq import GPTQ
-model, ids, bits, group, out, order = sys.argv[1:]
+from laconic.registry import build
+model, ids, out, methods, order, budget = sys.argv[1:]
 ids = torch.load(ids, weights_only=True)
 source = open_source(model)
 source.skeleton  # rivals have loaded the model before they are timed; the modules of transformers, too
 start = time.perf_counter()
-laconic.compress(
-    source, GPTQ(int(bits), int(group)), ids, out=out + "/dense", windows=128, options=RunOptions(order=order)
-)
+report = laconic.compress(
+    source, [build(m) for m in methods.split()], ids, out=out + "/dense", windows=128, budget=budget or None,
+    options=RunOptions(order=order),
+).report
+resident = report.resident_bits_per_weight
 seconds = time.perf_counter() - start
 stored = sum(f.stat().st_size for f in Path(out, "dense").glob("*.safetensors"))
-report = {"seconds": seconds, "peak": peak_rss_bytes(), "stored": stored}
+report = {"seconds": seconds, "peak": peak_rss_bytes(), "stored": stored, "resident": resident}
 Path(out, "report.json").write_text(json.dumps(report))
 """
 
@@ -97,8 +120,12 @@ def prove(bench: Bench) -> None:
                 )
         for label in [label for label, run in runs.items() if "error" in run]:
             bench.note(f"{name} int{bits}: {label} failed: {runs.pop(label)['error']}")
+        for run in runs.values():
+            run.setdefault("resident", bits + 16 / GROUP)
         _compare(bench, f"{name} int{bits}", runs, whole, rows)
-    columns = ["cell", "by", "perplexity", "excess nats", "95 %", "stored MB", "s", "peak MB"]
+    columns = [
+        "cell", "by", "perplexity", "excess nats", "95 %", "resident bits", "stored MB", "s", "peak MB",
+    ]  # fmt: skip
     bench.table("symmetric integers in groups of 64, 128 windows, two threads", columns, rows)
 
 
@@ -109,7 +136,7 @@ def _compare(
     for label, run in runs.items():
         rows.append([
             cell, label, quality(run), found[label]["difference"], spelt(found[label]),
-            run["stored"] / 1e6, run["seconds"], run["peak"] / 1e6,
+            run["resident"], run["stored"] / 1e6, run["seconds"], run["peak"] / 1e6,
         ])  # fmt: skip
     ours = runs["laconic"]
     for label in [label for label in runs if label not in OWN]:
@@ -124,7 +151,18 @@ def _compare(
             5 * ours["seconds"] <= theirs["seconds"],
             ours=ours["seconds"], theirs=theirs["seconds"], ratio=theirs["seconds"] / ours["seconds"],
         )  # fmt: skip
-        for own in OWN:
+        for axis, words in AXES.items():
+            best = min(
+                (la for la in OWN if runs[la][axis] <= theirs[axis] * (1 + 1e-6)),
+                key=lambda la: found[la]["difference"], default=None,
+            )  # fmt: skip
+            bench.check(
+                f"{cell}: the best of ours {words} loses at most what {label} loses",
+                best is not None and found[best]["difference"] <= found[label]["difference"],
+                best=best, ours=found[best]["difference"] if best else None,
+                theirs=found[label]["difference"],
+            )  # fmt: skip
+        for own in list(OWN)[:2]:
             bench.check(
                 f"{cell}: {own}: less memory than {label}", runs[own]["peak"] < theirs["peak"],
                 ours=runs[own]["peak"], theirs=theirs["peak"],
@@ -143,9 +181,13 @@ def _run(bench: Bench, label: str, model: str, bits: int, python: str) -> dict[s
         ids, out = Path(name) / "windows.pt", Path(name) / "out"
         out.mkdir()
         torch.save(_windows(bench, model), ids)
-        order = [OWN[label]] if rival is None else []
+        given = [str(bits), str(GROUP), str(out)]
+        if rival is None:
+            own = OWN[label]
+            fill = {"bits": bits, "group": GROUP}
+            given = [str(out), own.methods.format(**fill), own.order, own.budget.format(**fill)]
         done = subprocess.run(
-            [python, *script, model, str(ids), str(bits), str(GROUP), str(out), *order],
+            [python, *script, model, str(ids), *given],
             capture_output=True, text=True, check=False,
             env={**os.environ, **(rival.run if rival else {})},
         )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,18 @@ class Job:
             return Plan([*steps, *rest], edits=found.edits, planner=planner)
         if budget is None:
             return Plan.of(self.chain)  # type: ignore[arg-type]
-        members = tuple(m for m in self.chain if isinstance(m, LayerMethod))
-        if len(members) < len(self.chain):
-            raise BudgetError("a budget is spread over methods that see layers; give none")
-        return plan_budget(
+        members = tuple(takewhile(lambda m: isinstance(m, LayerMethod), self.chain))
+        rest = self.chain[len(members) :]
+        if not (members and all(isinstance(m, BlockMethod) for m in rest)):
+            raise BudgetError(
+                "a budget is spread over methods that see layers: let them come first in the chain, or give "
+                "no budget"
+            )
+        plan = plan_budget(
             self.source, members, budget, calibration=self.calibration, also=self.also,
             coded=coded, options=self.options, progress=self.progress,
         )  # fmt: skip
+        return replace(plan, steps=[*plan.steps, *rest])
 
     def edit(self, edits: Sequence[dict[str, Any]], *, in_place: bool) -> None:
         """Changes the structure: of the model in memory, or of what is read from disk."""

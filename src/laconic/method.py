@@ -150,6 +150,11 @@ class LayerMethod(Method):
 class BlockMethod(Method):
     """A method that sees a block of the model, and the sequences before it."""
 
+    @property
+    def follows_dense(self) -> bool:
+        """Whether it must be given the sequences of the dense model as well; no by default."""
+        return False
+
     @abstractmethod
     def revise_block(self, view: "BlockView") -> None:
         """Installs in `view.live` what the block's layers become."""

@@ -120,7 +120,8 @@ class Plan:
                 f"the budget of {self.limit:.0f} bytes cannot be reached; the smallest that was made "
                 f"has {stored}"
             ) from error
-        return replace(self, target=target, steps=list(steps))
+        behind = [step for step in self.steps if not isinstance(step, PlannedStep)]
+        return replace(self, target=target, steps=[*steps, *behind])
 
 
 @dataclass

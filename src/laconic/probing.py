@@ -82,6 +82,7 @@ class OptionProbe:
     """A step that measures what every option would cost and lose, and leaves the layers as they are."""
 
     changes_inputs = False
+    follows_dense = False
 
     def __init__(
         self, options: Sequence[Chain], size: Size = stored_bytes,

@@ -85,7 +85,7 @@ ENTRIES: dict[str, Entry] = {
     "blocktune": Entry(
         Kind.METHOD,
         "laconic.tune.blocktune:BlockTune",
-        "Trains scales, codebooks and norms of each block until it puts out what the dense block does; codes stay.",
+        "Trains what is free in each block, the codes of uniform grids too, until it puts out what it should.",
     ),
     "batchnorm": Entry(
         Kind.METHOD,

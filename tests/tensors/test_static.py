@@ -15,9 +15,9 @@ def test_the_range_does_not_move():
     assert y[0, 2] == 0
 
 
-def test_symmetric_ones_span_the_larger_end():
+def test_symmetric_ones_have_a_value_more_at_the_larger_end():
     quantizer = StaticIntQuantizer(4, -1.0, 7.0, symmetric=True)
-    assert quantizer.project(torch.tensor([-9.0, 9.0, 3.2])).tolist() == [-7, 7, 3]
+    assert quantizer.project(torch.tensor([-9.0, 9.0, 3.2])).tolist() == [-6.125, 7, 3.5]
 
 
 def test_what_is_not_finite_becomes_nan():

@@ -100,7 +100,7 @@ def test_bad_input():
 class Tuned:
     """A step of a real run: 2-bit weights, then what `prepare` sets free is fitted."""
 
-    wants, changes_inputs = (), False
+    wants, changes_inputs, follows_dense = (), False, False
 
     def __init__(self, prepare, settle=lambda live: None):
         self.prepare, self.settle, self.fits = prepare, settle, []

@@ -202,6 +202,7 @@ class _Maker:
     """A step that fills a database and leaves the model dense."""
 
     changes_inputs = False
+    follows_dense = False
 
     def __init__(self, database: Database) -> None:
         self.database = database

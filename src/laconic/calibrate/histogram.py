@@ -51,7 +51,7 @@ def rounding_error(
 
     Args:
         counts: (2, bins) as `Histogram` sums them.
-        scale: (K,) steps, above 0.
+        scale: (K,) steps, not 0.
         lowest: (K,) or a number: the least multiple of `scale` that there is, at most 0.
         highest: the greatest, at least 0.
 

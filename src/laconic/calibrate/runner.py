@@ -24,7 +24,7 @@ from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.options import RunOptions
 from laconic.calibrate.reports import LayerReport, from_json, layer_report
 from laconic.calibrate.starved import feed
-from laconic.calibrate.steps import Step
+from laconic.calibrate.steps import BlockStep, Step
 from laconic.calibrate.stream import open_stream
 from laconic.errors import DataError
 from laconic.models.layout import Block
@@ -83,7 +83,11 @@ class _Runner:
             raise DataError(
                 f"the method needs calibration data ({wants[0].name} of layer inputs): give --data"
             )
-        self.follows_dense = options.inputs == "dense" or any("reference" in w.needs for w in wants)
+        self.follows_dense = (
+            options.inputs == "dense"
+            or any("reference" in w.needs for w in wants)
+            or any(isinstance(step, BlockStep) and step.follows_dense for step in steps)
+        )
         #: whether layers behind the last block want to see sequences
         self.finishes = bool(self.extra) and any(not w.needs for w in wants)
 

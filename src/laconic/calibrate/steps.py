@@ -43,7 +43,14 @@ class LayerStep(Step, Protocol):
 
 @runtime_checkable
 class BlockStep(Step, Protocol):
-    """A step that sees a block whole."""
+    """A step that sees a block whole.
+
+    Attributes:
+        follows_dense: whether it must be given the sequences of the dense model as well.
+    """
+
+    @property
+    def follows_dense(self) -> bool: ...
 
     def revise_block(self, view: "BlockView") -> None:
         """Installs what its layers become."""

@@ -82,7 +82,7 @@ def learned_rounding(
 
     Args:
         weight: (R, C).
-        scale: steps of the grid, above 0, (R, C) or broadcast to it.
+        scale: steps of the grid, not 0, (R, C) or broadcast to it.
         zero: codes of 0, likewise.
         moment: (C, C), H = E[x x^T], positive semi-definite.
         high: greatest code.
@@ -217,5 +217,5 @@ def _check_layer(weight: Tensor, scale: Tensor, zero: Tensor, moment: Tensor) ->
                 f"either, found {tuple(part.shape)}"
             )
     check_finite("scale", scale)
-    if not (scale > 0).all():
-        raise UsageError("every step of the grid must be above 0")
+    if not scale.all():
+        raise UsageError("no step of the grid may be 0")

@@ -12,7 +12,7 @@ class UniformGrid(NamedTuple):
     """Values `(code - zero) * scale` with codes low..high, for each group of columns of each row.
 
     Attributes:
-        scale: (R, G) or (1, G), above 0.
+        scale: (R, G) or (1, G), not 0.
         zero: same shape, whole numbers.
         group: columns a group; the last may be shorter.
         low: least code.

@@ -33,7 +33,7 @@ class SoftCodes:
 
     Args:
         target: (R, C) values to be rounded.
-        scale: steps, above 0, broadcast to (R, C).
+        scale: steps, not 0, broadcast to (R, C).
         zero: codes of 0, broadcast likewise.
         high: the greatest code; the least is `low`.
         low: see there.

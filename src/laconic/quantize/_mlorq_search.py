@@ -228,6 +228,7 @@ class _Measure:
     """A step that measures the forms of the layers of each block, and leaves the model dense."""
 
     changes_inputs = False
+    follows_dense = False
 
     def __init__(self, search: Search) -> None:
         self._search = search

@@ -40,8 +40,8 @@ class REQuant(LayerMethod):
 
     Example:
         >>> import torch
-        >>> REQuant(bits=2, power=1.0).compress_weight(torch.tensor([[1.0, -1.0, 0.1]])).dense()
-        tensor([[ 1., -1.,  0.]])
+        >>> REQuant(bits=2, power=1.0).compress_weight(torch.tensor([[2.0, -0.9, 1.1]])).dense()
+        tensor([[ 2., -1.,  1.]])
     """
 
     bits: int = 4
@@ -106,27 +106,33 @@ class REQuant(LayerMethod):
 
 
 def table(bits: int, power: float, device: torch.device | str = "cpu") -> Tensor:
-    """The levels sign(k) |k|^(1/p) for k = -q..q, (2q + 1,) float32, as bfloat16 has them; q = 2^(bits-1) - 1.
+    """The levels sign(k) |k|^(1/p) for k = -2^(bits-1) up to 2^(bits-1) - 1, float32, as bfloat16 has them.
 
     Example:
         >>> table(3, 0.5)
-        tensor([-9., -4., -1.,  0.,  1.,  4.,  9.])
+        tensor([-16.,  -9.,  -4.,  -1.,   0.,   1.,   4.,   9.])
     """
-    most = 2 ** (bits - 1) - 1
-    k = torch.arange(-most, most + 1, dtype=torch.float64, device=device)
+    half = 2 ** (bits - 1)
+    k = torch.arange(-half, half, dtype=torch.float64, device=device)
     return (k.sign() * k.abs() ** (1 / power)).to(torch.bfloat16).float()
 
 
 def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Tensor:
-    """Scales (R, G) bfloat16 of the levels, with which each group loses least."""
-    greatest = values.abs().amax(dim=-1)
+    """Scales (R, G) bfloat16 of the levels, with which each group loses least.
+
+    They are negative where the greatest value is positive, of which side there is one level more.
+    """
+    low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
+    above, below = torch.maximum(high, -low), torch.minimum(high, -low)
+    widest = torch.maximum(above / -levels[0], below / levels[-1])
 
     def scale_of(share: Tensor) -> Tensor:
-        return (greatest * share ** (1 / power) / levels[-1]).to(torch.bfloat16).clamp(min=SMALLEST)
+        size = (widest * share ** (1 / power)).to(torch.bfloat16).clamp(min=SMALLEST)
+        return torch.where(high >= -low, -size, size)
 
     share = golden_section(
         lambda a: _losses(values, matter, levels, scale_of(a)), SMALLEST_RANGE, 1.0,
-        tuple(greatest.shape), grid=GRID, steps=STEPS, device=values.device,
+        tuple(widest.shape), grid=GRID, steps=STEPS, device=values.device,
     )  # fmt: skip
     return scale_of(share)
 
@@ -141,6 +147,6 @@ def _losses(values: Tensor, matter: Tensor, levels: Tensor, scale: Tensor) -> Te
 def _codes(x: Tensor, levels: Tensor) -> Tensor:
     """The number of the level nearest to each of `x`."""
     most = len(levels) // 2
-    if levels[-1] == most:  # even levels: rounding is 8 times as fast as a search among them
-        return x.round().clamp_(-most, most).long() + most
+    if levels[0] == -most:  # even levels: rounding is 8 times as fast as a search among them
+        return x.round().clamp_(-most, most - 1).long() + most
     return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2)

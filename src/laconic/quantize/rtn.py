@@ -23,8 +23,8 @@ class RTN(LayerMethod):
 
     Example:
         >>> import torch
-        >>> RTN(bits=2, group="row").compress_weight(torch.eye(4)).dense()[0].tolist()
-        [1.0, 0.0, 0.0, 0.0]
+        >>> RTN(2, "row", range="minmax").compress_weight(torch.tensor([[2.0, -0.9]])).dense().tolist()
+        [[2.0, -1.0]]
     """
 
     bits: int = 4

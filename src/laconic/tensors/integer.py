@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     """Where the values of each group lie: `(code - zero) * scale`.
 
     Attributes:
-        scale: (R, G) float32 values that bfloat16 can hold; (1, 1) for a whole tensor.
+        scale: (R, G) float32 values that bfloat16 can hold, not 0; (1, 1) for a whole tensor.
         zero: same shape, whole numbers, float32.
         group: columns a group.
     """
@@ -38,8 +38,9 @@ class Grid(NamedTuple):
 class IntQuantizer(Quantizer[Grid]):
     """Rounds to a uniform grid per group of a row, per row, or per tensor.
 
-    Symmetric grids use the codes -qmax..qmax with qmax = 2^(bits-1) - 1 around a fixed zero;
-    asymmetric ones all 2^bits codes between the extremes (zero included), with a zero point.
+    Both kinds of grids use all 2^bits codes. Symmetric ones have their zero at 2^(bits-1); the side with
+    one value more is that of the greater extreme, so that scales are negative where that is the positive
+    one. Asymmetric ones lie between the extremes (zero included), with a zero point.
 
     Args:
         bits: 2 to 8.
@@ -50,8 +51,8 @@ class IntQuantizer(Quantizer[Grid]):
             makes the squared error of the group least (golden section).
 
     Example:
-        >>> IntQuantizer(bits=2, group="row").project(torch.tensor([[1.0, -0.9, 0.1]]))
-        tensor([[ 1., -1.,  0.]])
+        >>> IntQuantizer(bits=2, group="row").project(torch.tensor([[2.0, 0.9, -1.0]]))
+        tensor([[ 2.,  1., -1.]])
     """
 
     bits: int = 4
@@ -113,7 +114,7 @@ class IntQuantizer(Quantizer[Grid]):
     @property
     def code_range(self) -> tuple[int, int]:
         """Least and greatest code."""
-        return (1 if self.symmetric else 0), 2**self.bits - 1
+        return 0, 2**self.bits - 1
 
     def _group_size(self, rows: Tensor) -> int:
         columns = max(1, rows.shape[1])
@@ -121,14 +122,14 @@ class IntQuantizer(Quantizer[Grid]):
 
     def grid(self, low: Tensor, high: Tensor, group: int) -> Grid:
         """The grid that spans [low, high] (R, G); scales rounded to bfloat16, never subnormal."""
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        half = 2 ** (self.bits - 1)
         if self.symmetric:
-            scale = torch.maximum(low.abs(), high.abs()) / (2 ** (self.bits - 1) - 1)
-        else:
-            low, high = low.clamp(max=0), high.clamp(min=0)
-            scale = (high - low) / (2**self.bits - 1)
-        scale = scale.to(torch.bfloat16).to(PRECISION).clamp(min=SMALLEST_SCALE)
-        if self.symmetric:
-            return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), group)
+            above, below = torch.maximum(high, -low), torch.minimum(high, -low)
+            step = _storable(torch.maximum(above / half, below / (half - 1)))
+            scale = torch.where(high >= -low, -step, step)
+            return Grid(scale, torch.full_like(scale, half), group)
+        scale = _storable((high - low) / (2**self.bits - 1))
         return Grid(scale, (-low / scale).round().clamp(0, 2**self.bits - 1), group)
 
     def _search(self, values: Tensor, low: Tensor, high: Tensor, group: int) -> Grid:
@@ -148,6 +149,10 @@ class IntQuantizer(Quantizer[Grid]):
 
         clip = golden_section(loss, SMALLEST_CLIP, 1.0, tuple(low.shape), device=low.device)
         return self.grid(low * clip, high * clip, group)
+
+
+def _storable(scale: Tensor) -> Tensor:
+    return scale.to(torch.bfloat16).to(PRECISION).clamp(min=SMALLEST_SCALE)
 
 
 def _extremes(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:

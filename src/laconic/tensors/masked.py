@@ -120,9 +120,9 @@ class MaskedCodes(CompressedTensor):
 
     Example:
         >>> from laconic.tensors import Bitmask, IntQuantizer
-        >>> weight = torch.tensor([[3.0, 0.1, 7.0]])
+        >>> weight = torch.tensor([[3.0, 0.1, 8.0]])
         >>> MaskedCodes.of(IntQuantizer().quantize(weight), Bitmask.of(weight > 1)).dense()
-        tensor([[3., 0., 7.]])
+        tensor([[3., 0., 8.]])
     """
 
     mask: Mask

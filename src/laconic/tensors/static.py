@@ -24,8 +24,7 @@ class StaticIntQuantizer(Quantizer[Grid]):
         bits: 2 to 8.
         low: lower end of the range; the grid always has a zero.
         high: upper end, above `low`.
-        symmetric: a grid around zero up to the larger of both magnitudes; otherwise with a zero
-            point.
+        symmetric: a grid around zero that reaches both ends; otherwise with a zero point.
 
     Example:
         >>> StaticIntQuantizer(bits=2, low=0.0, high=3.0).project(torch.tensor([[0.6, 2.2, 9.0]]))

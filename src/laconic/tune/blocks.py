@@ -14,6 +14,7 @@ from laconic.progress import SILENT, Progress
 from laconic.tune.batches import Shuffled
 from laconic.tune.callbacks import KeepBest
 from laconic.tune.loop import train
+from laconic.tune.precision import Precision
 from laconic.tune.schedules import Schedule, constant
 from laconic.tune.state import Callback, Diverged, TrainState
 
@@ -40,10 +41,10 @@ class BlockFit:
 def fit_block(
     module: nn.Module, output: Callable[[int], Any], target: Callable[[int], Any],
     sequences: Sequence[int],
-    *, parameters: Iterable[Tensor] | None = None, epochs: int = 5, batch: int = 8,
+    *, parameters: Iterable[Tensor | dict[str, Any]] | None = None, epochs: int = 5, batch: int = 8,
     rate: float = 1e-4, held_out: float = 0.2, patience: int = 3, clip: float | None = None,
     schedule: Schedule = constant, seed: int = 0, relative: bool = False,
-    progress: Progress = SILENT,
+    precision: Precision = "fp32", progress: Progress = SILENT,
 ) -> BlockFit:  # fmt: skip
     """Fits parameters of a block by Adam so that `output(i)` comes near `target(i)`, in place.
 
@@ -58,7 +59,8 @@ def fit_block(
         target: what it should make of it. It is asked for in every epoch: wrap it in `functools.cache`
             where memory allows.
         sequences: their numbers.
-        parameters: that are fitted; those of `module` that require gradients by default.
+        parameters: that are fitted, those of `module` that require gradients by default; or groups of them
+            with settings of Adam of their own, as torch takes them.
         epochs: passes over the sequences, at most.
         batch: sequences for each step.
         rate: learning rate, constant by default.
@@ -69,6 +71,7 @@ def fit_block(
         schedule: factor of the learning rate.
         seed: of the order of sequences.
         relative: the rate is a share of the root mean square of each parameter.
+        precision: of products while fitting, see `train`; errors that decide are measured in fp32.
         progress: follows the steps.
 
     Raises:
@@ -77,12 +80,9 @@ def fit_block(
 
     Source: AQLM (Egiazarian et al., 2024, arXiv 2401.06118), section 3.4, whose rate is 1e-5.
     """
-    free = list(module.parameters() if parameters is None else parameters)
-    free = [parameter for parameter in free if parameter.requires_grad]
-    if not free:
+    groups = _groups(module.parameters() if parameters is None else parameters, rate, relative)
+    if not groups:
         raise UsageError("nothing to fit: no parameter of the block requires gradients")
-    sizes = [float(p.detach().square().mean().sqrt()) or 1.0 if relative else 1.0 for p in free]
-    groups = [{"params": [p], "lr": rate * size} for p, size in zip(free, sizes)]
     fitted, judged = _split(list(sequences), held_out)
     batches = Shuffled(fitted, batch, seed=seed, collate=list)
 
@@ -105,7 +105,7 @@ def fit_block(
                 module, batches, loss,
                 optimizer=torch.optim.Adam(groups, lr=rate, betas=BETAS),
                 epochs=epochs, schedule=schedule, callbacks=[_Evaluating(), best], clip=clip,
-                precision="fp32", seed=seed, progress=progress,
+                precision=precision, seed=seed, progress=progress,
             )  # fmt: skip
         except Diverged as error:
             best.restore()
@@ -120,6 +120,20 @@ class _Evaluating(Callback):
 
     def on_start(self, state: TrainState) -> None:
         state.model.eval()
+
+
+def _groups(
+    parameters: Iterable[Tensor | dict[str, Any]], rate: float, relative: bool
+) -> list[dict[str, Any]]:
+    """What is to be fitted as the optimizer takes it, each parameter with its rate."""
+    groups = []
+    for given in parameters:
+        if isinstance(given, dict):
+            groups.append(given)
+        elif given.requires_grad:
+            size = float(given.detach().square().mean().sqrt()) or 1.0 if relative else 1.0
+            groups.append({"params": [given], "lr": rate * size})
+    return groups
 
 
 def _split(sequences: list[int], held_out: float) -> tuple[list[int], list[int]]:
