@@ -62,7 +62,7 @@ class BlockTune(BlockMethod):
     norms: bool = True
     codes: bool = True
     target: Literal["model", "block"] = "model"
-    patience: int = 4
+    patience: int = 6
 
     paper = Paper(78, "Extreme compression of LLMs via additive quantization", 2024, "2401.06118")
     needs = Needs.TRAINING
