@@ -314,6 +314,7 @@ def test_bad_input():
         lambda: grid_sweep(weight, upper, grid._replace(group=10)),
         lambda: grid_sweep(weight, upper, grid._replace(high=256)),
         lambda: grid_sweep(weight, upper, grid._replace(scale=grid.scale * 0)),
+        lambda: grid_sweep(weight, upper, grid._replace(scale=grid.scale * torch.nan)),
         lambda: grid_sweep(weight, upper, grid._replace(zero=grid.zero[:3])),
         lambda: grid_sweep(weight, upper, grid, keep=weight[:3] > 0),
         lambda: grid_sweep(weight, upper, grid, refit=lambda c, _: (0 * grid.scale, grid.zero)),

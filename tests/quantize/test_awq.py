@@ -124,10 +124,10 @@ def test_after_a_rotation():
     weight, x = torch.randn(16, 64), inputs()
     rotated = Hadamard().revise(weight, Record(Dense(weight)), stats(x))
     z = rotated.transform(x)
-    record = AWQ(4).revise(weight, rotated, stats(z))
+    record = AWQ(6).revise(weight, rotated, stats(z))
     y = record.weight.matmul(record.transform(x))
     assert isinstance(record.transform, Chain)
-    assert (y - x @ weight.T).norm() < 0.1 * y.norm()
+    assert (y - x @ weight.T).norm() < 0.02 * y.norm()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 64])

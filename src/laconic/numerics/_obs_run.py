@@ -141,8 +141,8 @@ def own_grid(grid: UniformGrid, weight: Tensor) -> UniformGrid:
             f"({rows}, {groups}) and codes in 0..255; found {tuple(grid.scale.shape)}, "
             f"{tuple(grid.zero.shape)}, codes {grid.low}..{grid.high}"
         )
-    if not grid.scale.all():
-        raise UsageError("the scales of a grid must not be 0")
+    if not (grid.scale.abs() > 0).all():  # nor NaN
+        raise UsageError("the scales of a grid must be numbers other than 0")
     scale, zero = (
         t.to(weight.device, PRECISION).expand(rows, groups).clone() for t in (grid.scale, grid.zero)
     )

@@ -14,6 +14,7 @@ from laconic.numerics._checks import check_finite
 from laconic.numerics.golden import golden_section
 from laconic.tensors import CompressedTensor, Dense, IntQuantizer
 from laconic.tensors.codebook import Codebook
+from laconic.tensors.integer import reaching
 from laconic.tensors.packing import grouped, spread
 
 POWERS = (1.0, 0.85, 0.75, 0.65, 0.5)  # of which a layer takes one, where none is given
@@ -123,8 +124,7 @@ def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Ten
     They are negative where the greatest value is positive, of which side there is one level more.
     """
     low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
-    above, below = torch.maximum(high, -low), torch.minimum(high, -low)
-    widest = torch.maximum(above / -levels[0], below / levels[-1])
+    widest = reaching(low, high, float(-levels[0]), float(levels[-1]))
 
     def scale_of(share: Tensor) -> Tensor:
         size = (widest * share ** (1 / power)).to(torch.bfloat16).clamp(min=SMALLEST)

@@ -93,12 +93,17 @@ class Grouped(Coded):
         return out
 
     def _dense_by_torch(self) -> Tensor:
-        rows, columns = matrix_shape(self.shape)
-        codes = self.codes().reshape(rows, columns).float()
-        zero: Tensor | int = 2 ** (self.bits - 1)
-        if self.zero is not None:
-            zero = spread(self.zero.float(), columns, self.group)
-        return (codes - zero) * spread(self.scale.float(), columns, self.group)
+        return self.at(self.codes().reshape(matrix_shape(self.shape)).float(), self.scale)
+
+    def at(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """What `codes` (R, C) float32 stand for, with `scale` in place of its own; differentiable in both."""
+        return (codes - self.zeros()) * spread(scale.float(), codes.shape[1], self.group)
+
+    def zeros(self) -> Tensor | int:
+        """Codes of 0: one, or (R, C) float32."""
+        if self.zero is None:
+            return int(2 ** (self.bits - 1))
+        return spread(self.zero.float(), matrix_shape(self.shape)[1], self.group)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         from laconic.tensors.triton_products import grouped_product

@@ -125,8 +125,7 @@ class IntQuantizer(Quantizer[Grid]):
         low, high = low.clamp(max=0), high.clamp(min=0)
         half = 2 ** (self.bits - 1)
         if self.symmetric:
-            above, below = torch.maximum(high, -low), torch.minimum(high, -low)
-            step = _storable(torch.maximum(above / half, below / (half - 1)))
+            step = _storable(reaching(low, high, half, half - 1))
             scale = torch.where(high >= -low, -step, step)
             return Grid(scale, torch.full_like(scale, half), group)
         scale = _storable((high - low) / (2**self.bits - 1))
@@ -149,6 +148,19 @@ class IntQuantizer(Quantizer[Grid]):
 
         clip = golden_section(loss, SMALLEST_CLIP, 1.0, tuple(low.shape), device=low.device)
         return self.grid(low * clip, high * clip, group)
+
+
+def reaching(low: Tensor, high: Tensor, most: float, least: float) -> Tensor:
+    """Steps with which values from low (at most 0) to high (at least 0) lie on a grid around zero.
+
+    Args:
+        low: least values.
+        high: greatest values, same shape.
+        most: steps from zero to the grid's end on the side of the greater extreme.
+        least: on the other side.
+    """
+    above, below = torch.maximum(high, -low), torch.minimum(high, -low)
+    return torch.maximum(above / most, below / least)
 
 
 def _storable(scale: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from laconic.tune.schedules import linear
 from laconic.tune.subsets import is_norm
 from laconic.tune.tunable import Tunable
 
+Target = Literal["model", "block"]
+
 FIXED = ("zero",)  # zero points are whole numbers
 #: Of Adam for the shifts of codes. It moves each by nearly the same, whatever its gradient: epsilon is tiny.
 SHIFTS = {"betas": (0.9, 0.99), "eps": 1e-30}
@@ -61,7 +63,7 @@ class BlockTune(BlockMethod):
     batch: int = 2
     norms: bool = True
     codes: bool = True
-    target: Literal["model", "block"] = "model"
+    target: Target = "model"
     patience: int = 6
 
     paper = Paper(78, "Extreme compression of LLMs via additive quantization", 2024, "2401.06118")
@@ -76,7 +78,7 @@ class BlockTune(BlockMethod):
             )
         if not self.rate > 0:
             raise UsageError(f"rate must be above 0, found {self.rate!r}")
-        if self.target not in get_args(BlockTune.__annotations__["target"]):
+        if self.target not in get_args(Target):
             raise UsageError(f"target must be 'model' or 'block', found {self.target!r}")
 
     @property

@@ -22,11 +22,12 @@ SHIFT = "shift"
 class Rounded(Tunable):
     """A weight on uniform grids with parameters in the place of its scales, and one for each code.
 
-        code = round(place + shift),  |shift| <= 1/2
+        code = round(place + shift)
 
     `place` is where the dense weight lies on the grid, or the nearest point to it that is rounded to the
-    code that was there: codes that error feedback has moved away from their weight move back easily. The
-    gradient passes the rounding unchanged; it is 0 where a code is held at an end of the grid.
+    code that was there: codes that error feedback has moved away from their weight move back easily. Shifts
+    of up to half a step change a code by one at most. The gradient passes the rounding unchanged; it is 0
+    where a code is held at an end of the grid.
 
     Attributes:
         inner: the weight.
@@ -58,7 +59,7 @@ class Rounded(Tunable):
         rows, columns = matrix_shape(value.shape)
         codes = value.codes().reshape(rows, columns).to(PRECISION)
         scale = spread(value.scale.to(PRECISION), columns, value.group)
-        off = weight.reshape(rows, columns).to(PRECISION) / scale + _zero(value) - codes
+        off = weight.reshape(rows, columns).to(PRECISION) / scale + value.zeros() - codes
         free = {
             "scale": nn.Parameter(value.scale.to(PRECISION, copy=True)),
             SHIFT: nn.Parameter(torch.zeros_like(codes)),
@@ -66,11 +67,8 @@ class Rounded(Tunable):
         return cls(value, free, codes + off.clamp(-HALF, HALF))
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        columns = self.place.shape[1]
-        scale = spread(
-            self.values["scale"].to(torch.bfloat16).to(PRECISION), columns, self.inner.group
-        )
-        value = (self._codes() - _zero(self.inner)) * scale
+        scale = self.values["scale"].to(self.inner.scale.dtype)  # as it is stored
+        value = self.inner.at(self._codes(), scale)
         return value.reshape(self.shape).to(dtype or self.dtype)
 
     def to(self, device: torch.device | str) -> Self:
@@ -89,10 +87,3 @@ class Rounded(Tunable):
         """(R, C) whole numbers, with the gradient of `place + shift`."""
         soft = (self.place + self.values[SHIFT]).clamp(0, 2**self.inner.bits - 1)
         return soft + (soft.round() - soft).detach()
-
-
-def _zero(value: Grouped) -> Tensor:
-    """Codes of 0, broadcast to (R, C)."""
-    if value.zero is None:
-        return torch.tensor(2.0 ** (value.bits - 1), device=value.device)
-    return spread(value.zero.to(PRECISION), matrix_shape(value.shape)[1], value.group)
