@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from laconic.allocate.budget import Budget
-from laconic.budgeting import plan_budget
+from laconic.budgeting import best_of, plan_budget
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import (
@@ -23,13 +24,15 @@ from laconic.models.huggingface import HuggingFaceSource
 from laconic.models.layout import Layer
 from laconic.models.memory import MemorySource
 from laconic.models.open import open_source
-from laconic.planning import OptionTable, Plan, PlannedStep, planned_steps
+from laconic.planning import ALIKE, POWERS, OptionTable, Plan, PlannedStep, planned_steps
 from laconic.probing import measure_options, options_of, output_error, untouched_bytes
 from laconic.prune.magnitude import Magnitude
+from laconic.quantize.gptq import GPTQ
 from laconic.quantize.rtn import RTN
 from laconic.tensors import Dense
 from laconic.tensors.stored import Record
 from laconic.tensors.transforms import ChannelScale
+from tests.calibrate.test_calibrated import data
 from tests.models.tiny import TINY
 
 ALL = ("embeddings", "rest")
@@ -128,6 +131,72 @@ class TestSpreading:
         error = np.array([[100.0, 10, 0], [1, 0.1, 0]])
         (step,) = OptionTable(["much", "little"], options, cost, error, 10).spread(10)
         assert step.choices == {"much": RTN(8), "little": RTN(2)}
+
+    def test_what_layers_add_to_the_loss_may_count_in_part(self):
+        """A layer that loses less, but matters 100 times as much, gets the bits where that counts."""
+        table = two_layers()
+        picks = {by: table.spread(10, by)[0].choices for by in POWERS}
+        assert picks["loss"] == {"quiet": RTN(2), "loud": RTN(8)}
+        assert picks["energy"] == {"quiet": RTN(8), "loud": RTN(2)}
+        ratio = (table.weighed("root of loss") / table.weighed("energy"))[:, :2]
+        assert np.allclose(ratio, [[1], [10]])
+
+    def test_one_strength_for_all(self):
+        (step,) = two_layers().spread(9, ALIKE)
+        assert step.choices == {"quiet": RTN(4), "loud": RTN(4)}
+        with pytest.raises(BudgetError, match="fits all layers"):
+            two_layers().spread(3, ALIKE)
+
+
+class TestTrying:
+    """Plans are made in several ways, and the model says which it is."""
+
+    @pytest.mark.parametrize("best", [*POWERS, ALIKE])
+    def test_the_least_is_made(self, best):
+        table = two_layers()
+        wanted = table.spread(10, best)
+        trial = FakeTrial(wanted)
+        plan = best_of(Plan(table.spread(10), table=table, target=10), trial)
+        assert plan.steps == wanted
+        assert f"on {trial.sequences} sequences" in plan.notes[0] and "0.5 by" in plan.notes[0]
+
+    def test_a_plan_that_is_too_large_is_made_again_in_the_same_way(self):
+        table = replace(two_layers(), cost=100 * two_layers().cost)
+        plan = Plan(table.spread(1000), 5000.0, table=table, target=1000.0)
+        chosen = best_of(plan, FakeTrial(table.spread(1000, ALIKE)))
+        assert chosen.by == ALIKE
+        assert chosen.tightened(5036).steps == table.spread(900, ALIKE)
+
+    def test_alike_plans_are_not_tried(self):
+        table = two_layers()
+        plan = Plan(table.spread(100), table=table, target=100)
+        assert best_of(plan, None) is plan
+
+    def test_with_data(self, tiny_models, tmp_path):
+        report = compress(
+            tiny_models["llama"], GPTQ(), data("llama", 15), budget="4.2bit resident",
+            out=tmp_path / "o",
+        ).report  # fmt: skip
+        assert any(note.startswith("plans tried on 3 sequences") for note in report.notes)
+
+
+def two_layers():
+    """A loud layer loses less of its energy, which counts for more."""
+    options = ((RTN(2),), (RTN(4),), (RTN(8),))
+    cost, error = np.array([[2.0, 4, 8]] * 2), np.array([[10.0, 9, 0], [1, 0.9, 0]])
+    return OptionTable(["quiet", "loud"], options, cost, error, 10, np.array([1.0, 100]))
+
+
+class FakeTrial:
+    """Finds that one plan moves the answers least."""
+
+    sequences = 7
+
+    def __init__(self, best):
+        self.best = best
+
+    def __call__(self, steps):
+        return 0.5 if list(steps) == self.best else 1.0
 
 
 @pytest.mark.usefixtures("measured_once")

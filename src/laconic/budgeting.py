@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from laconic.allocate.budget import Budget, Unit
+from laconic.allocate.trial import Trial, open_trial
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.options import RunOptions
-from laconic.calibrate.sensitivity import SEQUENCES, measure_sensitivity
+from laconic.calibrate.sensitivity import measure_sensitivity
 from laconic.calibrate.statistics import SecondMoment
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.measure.flops import count, count_parameters
@@ -18,7 +20,7 @@ from laconic.measure.values import kept, products, transform_products
 from laconic.method import LayerMethod
 from laconic.models.layout import Layer
 from laconic.models.source import ModelSource
-from laconic.planning import Chain, OptionTable, Plan
+from laconic.planning import ALIKE, POWERS, Chain, OptionTable, Plan
 from laconic.probing import (
     Size,
     blob_bytes,
@@ -81,6 +83,18 @@ def plan_budget(
         source, chain, calibration=calibration, also=also, options=options, progress=progress,
         size=size, sensitivity=sensitivity,
     )  # fmt: skip
+    plan = _plan(source, table, chain, budget, whole, rest, also, coded)
+    if calibration is None:
+        return plan
+    trial = open_trial(source, calibration, also=also, options=options, progress=progress)
+    return plan if trial is None else best_of(plan, trial)
+
+
+def _plan(
+    source: ModelSource, table: OptionTable, chain: Chain, budget: Budget, whole: float, rest: float,
+    also: Sequence[str], coded: bool,
+) -> Plan:  # fmt: skip
+    """A first plan."""
     if budget.unit not in STORED:
         return _plan_counted(table, chain, budget, whole, rest)
     if budget.unit is Unit.BITS:
@@ -92,14 +106,32 @@ def plan_budget(
     least = float(table.cost.min(axis=1).sum())
     if least > target:
         raise BudgetError(_unreachable(source, budget, least, rest, table.weights))
-    plan = Plan(
+    return Plan(
         list(table.spread(target)), limit, budget.unit is Unit.BITS, budget.resident, table, target
     )
-    if sensitivity:
-        plan.notes.append(
-            f"errors count by what they add to the loss: gradients of {SEQUENCES} sequences"
-        )
-    return plan
+
+
+def best_of(plan: Plan, trial: Trial) -> Plan:
+    """Of several ways to spread a plan's budget, the one after which the model answers most as before.
+
+    Errors are weighed by what they add to the loss, by its root, and not at all; and all layers get one strength.
+    """
+    assert plan.table is not None
+    plans = {"loss": plan} if plan.table.importance is not None else {"energy": plan}
+    for by in (*(POWERS if plan.table.importance is not None else ()), ALIKE):
+        try:
+            steps = plan.table.spread(plan.target, by)
+        except BudgetError:
+            continue
+        if all(steps != other.steps for other in plans.values()):
+            plans[by] = replace(plan, steps=[*steps], by=by)
+    if len(plans) == 1:
+        return plan
+    moved = {by: trial(other.steps) for by, other in plans.items()}
+    best = min(moved, key=lambda by: moved[by])
+    told = ", ".join(f"{moved[by]:.4g} by {by}" for by in moved)
+    note = f"plans tried on {trial.sequences} sequences, nats from the dense model: {told}; the least is made"
+    return replace(plans[best], notes=[*plan.notes, note])
 
 
 def default_method(budget: Budget, data: bool) -> tuple[LayerMethod, str]:

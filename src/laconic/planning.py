@@ -17,6 +17,9 @@ from laconic.registry import name_of
 from laconic.tensors.stored import Record
 
 FINER = 16  # strengths between two that are measured, the first included
+#: What errors are weighed by when a budget is spread: a power of what each layer's error adds to the loss.
+POWERS = {"loss": 1.0, "root of loss": 0.5, "energy": 0.0}
+ALIKE = "one strength"  # for all layers
 
 Chain = tuple[LayerMethod, ...]
 
@@ -78,6 +81,7 @@ class Plan:
         resident: whether `limit` is of bytes in memory, not in files.
         table: the measurements that a budget was spread over, to spread it again.
         target: bytes that the table was spread to.
+        by: what errors were weighed by, one of `POWERS`, or `ALIKE`.
         edits: changes of the structure, made first.
         planner: the method that planned it and its settings, as JSON, if one did.
         warnings: for the report.
@@ -90,6 +94,7 @@ class Plan:
     resident: bool = False
     table: "OptionTable | None" = None
     target: float = 0.0
+    by: str = "loss"
     edits: tuple[dict[str, Any], ...] = ()
     planner: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
@@ -114,7 +119,7 @@ class Plan:
         assert self.table is not None and self.limit is not None
         target = self.target - (stored - self.limit) - 64
         try:
-            steps = self.table.spread(target)
+            steps = self.table.spread(target, self.by)
         except BudgetError as error:
             raise BudgetError(
                 f"the budget of {self.limit:.0f} bytes cannot be reached; the smallest that was made "
@@ -134,6 +139,8 @@ class OptionTable:
         cost: (layers, options) stored bytes, or what else a budget counts.
         error: (layers, options) lost share of the layer's energy, times its weights.
         weights: how many weights the layers have together.
+        importance: (layers,) what that share adds to the loss for each weight, up to a factor; all
+            alike where it is not known.
     """
 
     layers: list[str]
@@ -141,14 +148,41 @@ class OptionTable:
     cost: np.ndarray
     error: np.ndarray
     weights: int
+    importance: np.ndarray | None = None
 
-    def spread(self, budget_bytes: float) -> list[PlannedStep]:
-        """The chain with, for each layer, the option that loses least within `budget_bytes`."""
-        chosen = lagrangian(self.cost, self.error, budget_bytes).tolist()
+    def weighed(self, by: str = "loss") -> np.ndarray:
+        """(layers, options) errors that may be added up, weighed by one of `POWERS`."""
+        if self.importance is None:
+            return self.error
+        return np.asarray(self.error * self.importance[:, None] ** POWERS[by])
+
+    def spread(self, budget_bytes: float, by: str = "loss") -> list[PlannedStep]:
+        """The chain with, for each layer, the option that loses least within `budget_bytes`.
+
+        Args:
+            budget_bytes: upper limit.
+            by: what errors are weighed by, one of `POWERS`; `ALIKE` for the one option that all layers
+                can have.
+
+        Raises:
+            BudgetError: nothing is within the limit.
+        """
+        if by == ALIKE:
+            chosen = [self._alike(budget_bytes)] * len(self.layers)
+        else:
+            chosen = lagrangian(self.cost, self.weighed(by), budget_bytes).tolist()
         return [
             PlannedStep(method, {name: self.options[k][i] for name, k in zip(self.layers, chosen)})
             for i, method in enumerate(self.options[0])
         ]
+
+    def _alike(self, budget_bytes: float) -> int:
+        costs, errors = self.cost.sum(axis=0), self.weighed().sum(axis=0)
+        if not costs.min() <= budget_bytes:
+            raise BudgetError(
+                f"no option fits all layers: the smallest costs {costs.min():.0f} of {budget_bytes:.0f}"
+            )
+        return int(np.where(costs <= budget_bytes, errors, np.inf).argmin())
 
     def refined(self) -> "OptionTable":
         """With options between those that were measured, where the method has such."""

@@ -130,15 +130,19 @@ class OptionProbe:
         return sum(self._numel)
 
     def errors(self) -> list[list[float]]:
-        """What each option loses on each layer: comparable between layers, so that they add up.
+        """What each option loses on each layer: the share of the layer's outputs, times its weights."""
+        return [[n * e for e in row] for n, row in zip(self._numel, self._errors)]
 
-        In units of the loss where sensitivities are known, and layers whose are not count as the others do
-        for each weight. Otherwise the share of the layer's outputs that is lost, times its weights.
+    def importance(self) -> list[float] | None:
+        """What a layer's share adds to the loss for each weight; that of an average one where unknown.
+
+        None where nothing is known.
         """
         known = [(i, n) for i, n in zip(self._importance, self._numel) if i is not None]
-        each = sum(i for i, _ in known) / max(1, sum(n for _, n in known)) if known else 1.0
-        whole = [each * n if i is None else i for i, n in zip(self._importance, self._numel)]
-        return [[factor * e for e in row] for factor, row in zip(whole, self._errors)]
+        if not known:
+            return None
+        each = sum(i for i, _ in known) / max(1, sum(n for _, n in known))
+        return [each if i is None else i / n for i, n in zip(self._importance, self._numel)]
 
 
 def _try(
@@ -203,7 +207,7 @@ def measure_options(
 ) -> OptionTable:  # fmt: skip
     """Tries every option of a chain on some rows of every layer; keeps the sizes and errors.
 
-    With `sensitivity`, as `measure_sensitivity` gives it, errors are what they add to the loss.
+    With `sensitivity`, as `measure_sensitivity` gives it, what errors add to the loss is known.
     """
     chain = (chain,) if isinstance(chain, LayerMethod) else chain
     probe = OptionProbe(options_of(chain), size, sensitivity)
@@ -211,9 +215,11 @@ def measure_options(
         source, NoSink(), [probe], calibration=calibration if probe.wants else None, also=also,
         options=options, progress=progress, what="measuring options",
     )  # fmt: skip
+    importance = probe.importance()
     table = OptionTable(
-        probe.names, probe.options, np.array(probe.costs), np.array(probe.errors()), probe.weights
-    )
+        probe.names, probe.options, np.array(probe.costs), np.array(probe.errors()), probe.weights,
+        None if importance is None else np.array(importance),
+    )  # fmt: skip
     return table.refined()
 
 

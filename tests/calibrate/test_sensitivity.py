@@ -47,13 +47,13 @@ def test_options_are_weighed_by_it(tiny_models):
     source = open_source(tiny_models["llama"])
     plain = measure_options(source, GPTQ(), calibration=calibration())
     one = measure_options(source, GPTQ(), calibration=calibration(), sensitivity=alike(source))
-    share = one.error / plain.error
+    share = one.weighed() / plain.error
     assert (share.std(axis=1) < 1e-9 * share.mean(axis=1)).all()  # the same factor for all options
     name = plain.layers[3]
     twice = alike(source) | {name: 2 * alike(source)[name]}
     two = measure_options(source, GPTQ(), calibration=calibration(), sensitivity=twice)
-    assert abs((two.error / one.error)[3] - 2).max() < 1e-9
-    assert abs((two.error / one.error)[4] - 1).max() < 1e-9
+    assert abs((two.weighed() / one.weighed())[3] - 2).max() < 1e-9
+    assert abs((two.weighed() / one.weighed())[4] - 1).max() < 1e-9
 
 
 def test_each_output_counts_for_itself(tiny_models):
@@ -63,7 +63,7 @@ def test_each_output_counts_for_itself(tiny_models):
         each[:3] = 1
     weighed = measure_options(source, GPTQ(), calibration=calibration(), sensitivity=first)
     whole = measure_options(source, GPTQ(), calibration=calibration(), sensitivity=alike(source))
-    assert (weighed.error < whole.error).all() and (weighed.error > 0).all()
+    assert (weighed.weighed() < whole.weighed()).all() and (weighed.weighed() > 0).all()
 
 
 def test_layers_outside_the_blocks_count_as_an_average_one(tiny_models):
@@ -72,8 +72,8 @@ def test_layers_outside_the_blocks_count_as_an_average_one(tiny_models):
         source, GPTQ(), calibration=calibration(), also=("rest",), sensitivity=alike(source)
     )
     [head] = [name for name in found.layers if name not in alike(source)]
-    mine = found.error[found.layers.index(head)]
-    others = [row for name, row in zip(found.layers, found.error) if name != head]
+    mine = found.weighed()[found.layers.index(head)]
+    others = [row for name, row in zip(found.layers, found.weighed()) if name != head]
     assert head == "lm_head" and min(r[0] for r in others) < mine[0] < 100 * max(
         r[0] for r in others
     )

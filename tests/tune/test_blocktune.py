@@ -117,10 +117,11 @@ def test_codes_move_by_a_step_and_lose_less(tiny_models, tmp_path, target):
 
 def test_codes_behind_a_transform(tiny_models, tmp_path):
     """What codes come nearer to stands behind the transform, too."""
-    chain = [Hadamard(), RTN(3, 8), replace(TUNE, rate=1e-6, norms=False)]
+    tune = replace(TUNE, rate=1e-6, norms=False, epochs=8, batch=1)
+    chain = [Hadamard(), RTN(2, 8), tune]
     report = compress(tiny_models["llama"], chain, data("llama", 16), out=tmp_path / "o").report
     found = gains(report)
-    assert all(after < before for before, after in found)
+    assert len(found) == 2 and all(after < 0.99 * before for before, after in found)
 
 
 def test_after_blocks_that_lose_it_makes_up_for_them(tiny_models, tmp_path):

@@ -15,11 +15,14 @@ from laconic.calibrate.live import LiveBlock
 from laconic.calibrate.outline import call, outline_of
 from laconic.errors import DataError, UsageError
 from laconic.models.layout import Layer
+from laconic.models.sink import tie_heads
 from laconic.models.source import ModelSource
 from laconic.numerics.parallel import one_thread, parallel_map
 from laconic.progress import SILENT, Progress
-from laconic.tensors import Dense
+from laconic.tensors import Dense, InputTransform
+from laconic.tensors.decoded import decode_slots
 from laconic.tensors.dtypes import to_raw
+from laconic.tensors.modules import CompressedEmbedding, CompressedModule
 from laconic.tensors.stored import Record
 
 PRECISION = torch.float32  # of logits and log-probabilities; sums are fp64
@@ -58,14 +61,26 @@ class LiveModel:
 
     def install(self, name: str, record: Record | None) -> None:
         """Makes a layer compute with `record`, decoded once; with its dense weight for None."""
-        weight = self.weight(name) if record is None else record.weight.dense(PRECISION)
-        value = Dense(weight.to(self.device, PRECISION))
-        if record is None:
-            self._blocks[name].install(self.layers[name], Record(value))
-        else:
-            transform = None if record.transform is None else record.transform.to(self.device)
-            decoded = Record(value, transform, record.activation)
-            self._blocks[name].install(self.layers[name], decoded)
+        whole = Record(Dense(self.weight(name))) if record is None else record
+        value = Dense(whole.weight.dense(PRECISION).to(self.device))
+        decoded = Record(value, self._moved(whole.transform), whole.activation)
+        self._blocks[name].install(self.layers[name], decoded)
+
+    def put(self, path: str, slots: Mapping[str, Record]) -> dict[str, Record]:
+        """Makes the module at `path` compute with `slots`, decoded once; returns what it had before."""
+        module = self.module.get_submodule(path)
+        assert isinstance(module, CompressedModule)
+        before = {slot: module.records[slot] for slot in slots}
+        for slot, record in slots.items():
+            weight, transform = record.weight.to(self.device), self._moved(record.transform)
+            module.records[slot] = Record(weight, transform, record.activation)
+        decode_slots(module)
+        if isinstance(module, CompressedEmbedding):
+            tie_heads(self.module)
+        return before
+
+    def _moved(self, transform: InputTransform | None) -> InputTransform | None:
+        return None if transform is None else transform.to(self.device)
 
 
 class DenseKL:
