@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.bench import Bench, Check, Result, Table
-from benchmarks.results import update_results
+from benchmarks.results import Section, _sections, update_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +56,50 @@ def test_results_replace_their_own_section_only(tmp_path):
     update_results(file, [Result("b/two", "full", [Check("d", True)])])
     text = file.read_text()
     assert text.count("## ") == 2 and "x 1.235" in text and "a\\|b" in text and "**no**" not in text
+
+
+def _measured(value, *models):
+    checks = [Check(f"{m} int4: better", True, {"x": value}) for m in models]
+    return Result(
+        "a/one", "full", [*checks, Check("of all of them", value > 1)],
+        [Table("t", ["model", "k|k"], [[m, f"{value}|0"] for m in models]), Table("u", ["x"], [[value]])],
+        [f"{m}: slow, {value}" for m in models],
+    )  # fmt: skip
+
+
+def test_a_run_on_some_models_leaves_what_is_said_of_others(tmp_path):
+    file = tmp_path / "results.md"
+    zoo = ["llama-tiny", "opt-tiny", "moe-tiny"]
+    update_results(file, [_measured(1, *zoo)])
+    update_results(file, [_measured(2, "opt-tiny")], ["opt-tiny"], ["llama-tiny", "moe-tiny"])
+    text = file.read_text()
+    for model, value in {"llama-tiny": 1, "moe-tiny": 1, "opt-tiny": 2}.items():
+        assert text.count(f"| {model} int4: better | yes | x {value} |") == 1
+        assert (
+            text.count(f"| {model} | {value}\\|0 |") == text.count(f"- {model}: slow, {value}") == 1
+        )
+        assert text.count(f"{model} int4") == 1
+    assert text.count("of all of them") == 1 and "4 of 4 checks hold" in text
+    assert "- Measured on llama-tiny, moe-tiny: slice `full`" in text
+    assert "- Measured on opt-tiny: slice `full`" in text and "| 1 |\n" not in text
+    update_results(file, [_measured(3, "moe-tiny")], ["moe-tiny"], ["llama-tiny", "opt-tiny"])
+    text = file.read_text()
+    assert [text.count(f"int4: better | yes | x {v} |") for v in (1, 2, 3)] == [1, 1, 1]
+    assert "- Measured on llama-tiny: slice" in text
+
+
+def test_what_was_written_before_runs_were_named_can_be_read():
+    old = "## a/one\n\n1 of 2 checks hold; slice `full`, 9 s on x, Python 3.11.7.\n\n- a note\n"
+    section = Section.parse(old)
+    assert section.runs == [("all models", "slice `full`, 9 s on x, Python 3.11.7")]
+    assert section.notes == ["a note"]
+
+
+def test_the_page_is_read_as_it_is_written():
+    for text in _sections((ROOT / "docs" / "results.md").read_text()).values():
+        section = Section.parse(text)
+        again = Section.parse(section.render())
+        assert again == section and sum(map(len, section.tables.values())) > 3
 
 
 def test_command_line_lists_and_refuses():
