@@ -274,9 +274,20 @@ def build(spec: str, kind: Kind = Kind.METHOD) -> Any:
     Raises:
         UsageError: an unknown name, setting or value; the message has the nearest right one.
     """
+    name, settings = parse(spec)
+    return find(name, kind).load().from_settings(settings)
+
+
+def parse(spec: str) -> tuple[str, dict[str, str]]:
+    """The name and the settings, not checked yet, of `NAME:KEY=VALUE,KEY=VALUE`.
+
+    Example:
+        >>> parse("gptq:bits=3,group=32")
+        ('gptq', {'bits': '3', 'group': '32'})
+    """
     name, _, text = spec.partition(":")
     pairs = [part.partition("=") for part in text.split(",") if part]
-    return find(name, kind).load().from_settings({key: value for key, _, value in pairs})
+    return name, {key: value for key, _, value in pairs}
 
 
 def spell(thing: Any) -> str:

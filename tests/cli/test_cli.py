@@ -90,6 +90,35 @@ def test_compress_json_has_the_promised_keys(laconic, tmp_path):
     assert json.loads((tmp_path / "o" / "laconic.json").read_text()) == report
 
 
+def test_methods_in_a_row(laconic, tmp_path):
+    """The same chain on the command line, in a recipe of words and in one spelled out."""
+    spelled = "\n".join(
+        ["methods:", "- method: magnitude", "  settings: {pattern: '2:4'}",
+         "- {method: rtn, settings: {bits: 5, group: row}}"]
+    )  # fmt: skip
+    ways = {
+        "words": ["--method", "magnitude:pattern=2:4 rtn:bits=5,group=row"],
+        "short": "methods: ['magnitude:pattern=2:4', 'rtn:bits=5,group=row']",
+        "long": spelled,
+    }
+    files = []
+    for name, way in ways.items():
+        if isinstance(way, str):
+            (tmp_path / f"{name}.yaml").write_text(way)
+            way = ["--recipe", tmp_path / f"{name}.yaml"]
+        status, out, _ = laconic("compress", REFERENCE, *way, "--out", tmp_path / name, "--json")
+        assert status == 0 and json.loads(out)["method"] == "magnitude + rtn"
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_set_goes_to_the_only_method(laconic, tmp_path):
+    words = ("--method", "rtn:bits=3,group=row", "--set", "bits=5")
+    _, out, _ = laconic("compress", REFERENCE, *words, "--out", tmp_path / "o", "--json")
+    settings = json.loads(out)["settings"]
+    assert (settings["bits"], settings["group"]) == (5, "row")
+
+
 def test_recipe(laconic, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: rtn\nsettings: {bits: 8, group: row}\nalso: [embeddings]\n")
@@ -233,6 +262,8 @@ BAD = {
     "setting of a wrong type": (["compress", str(REFERENCE), "--method", "rtn", "--set", "bits=four"], 2, "bits takes a whole number"),
     "setting out of range": (["compress", str(REFERENCE), "--method", "rtn", "--set", "bits=9"], 2, "2..8"),
     "no method": (["compress", str(REFERENCE)], 2, "give --method"),
+    "set of several": (["compress", str(REFERENCE), "--method", "magnitude rtn", "--set", "bits=3"], 2, "put settings behind each"),
+    "methods of nothing": (["compress", str(REFERENCE), "--method", " "], 2, "give --method NAME"),
     "no key": (["compress", str(REFERENCE), "--method", "rtn", "--set", "bits"], 2, "KEY=VALUE"),
     "unparsable budget": (["compress", str(REFERENCE), "--budget", "smaller"], 2, "cannot read the budget"),
     "unreachable budget": (["compress", str(REFERENCE), "--method", "rtn", "--budget", "0.1bit"], 2, "the smallest is about"),

@@ -49,7 +49,11 @@ def compress(
     ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     method: Annotated[
-        str | None, typer.Option(help="Name of a method; see `laconic methods`.")
+        str | None,
+        typer.Option(
+            help="A method, see `laconic methods`; or several, applied in order, with their settings: "
+            "'gptq:bits=3 eora:rank=16'."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -155,18 +159,30 @@ def _chain(
     """The methods with their settings; none where a budget alone decides."""
     if plan and (method or settings):
         raise UsageError("give either --recipe or --method with --set, not both")
-    if "methods" in plan:
-        return list(plan["methods"])
-    name = method or plan.get("method")
-    if name is not None:
-        return [{"method": name, "settings": settings or plan.get("settings")}]
-    if not budget:
+    links = plan.get("methods") or method or plan.get("method") or ""
+    chain = [_link(link) for link in (links.split() if isinstance(links, str) else links)]
+    if not chain and not budget:
         raise UsageError(
             "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
         )
-    if settings:
+    if not chain and settings:
         raise UsageError("--set needs --method: which method is chosen depends on the budget")
-    return []
+    more = settings or plan.get("settings") or {}
+    if more and len(chain) != 1:
+        raise UsageError(
+            f"--set is for one method, found {len(chain)}: put settings behind each, 'gptq:bits=3 eora:rank=16'"
+        )
+    return [{**link, "settings": {**link["settings"], **more}} for link in chain]
+
+
+def _link(link: str | dict[str, Any]) -> dict[str, Any]:
+    """A method and its settings, of a recipe or spelled."""
+    if isinstance(link, dict):
+        return {"method": link["method"], "settings": link.get("settings") or {}}
+    from laconic.registry import parse
+
+    name, settings = parse(link)
+    return {"method": name, "settings": settings}
 
 
 def _mixed(formats: str, resident: bool) -> list[dict[str, Any]]:
@@ -211,8 +227,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     known = {"method", "methods", "settings", "also", "budget"}
     if not isinstance(recipe, dict) or not set(recipe) <= known or not _is_chain(recipe):
         raise UsageError(
-            f"{path}: a recipe has `method` (and its `settings`), or `methods`, a list of such; and may "
-            "have `also` and `budget`"
+            f"{path}: a recipe has `method` (and its `settings`), or `methods`, a list of such or of "
+            "'gptq:bits=3'; and may have `also` and `budget`"
         )
     return recipe
 
@@ -222,8 +238,13 @@ def _is_chain(recipe: dict[str, Any]) -> bool:
     links = recipe.get("methods")
     if links is None:
         return "method" in recipe
-    one = all(isinstance(li, dict) and set(li) <= {"method", "settings"} for li in links)
-    return bool(links) and one and all("method" in li for li in links) and "method" not in recipe
+    if not isinstance(links, list) or not links or "method" in recipe:
+        return False
+    return all(
+        isinstance(link, str)
+        or (isinstance(link, dict) and "method" in link and set(link) <= {"method", "settings"})
+        for link in links
+    )
 
 
 def _show(report: "CompressionReport") -> None:
@@ -263,7 +284,10 @@ def _show(report: "CompressionReport") -> None:
         console.print(f"  [dim]note:[/dim] {note}")
     for warning in report.warnings:
         console.print(f"  [yellow]warning:[/yellow] {warning}")
-    console.print(f"  next: laconic evaluate {report.out} --against {report.model} --data DATA")
+    console.print(
+        f"  next: laconic evaluate {report.out} --against {report.model} --data DATA",
+        soft_wrap=True,
+    )
 
 
 def _methods(name: str, settings: dict[str, Any]) -> str:
