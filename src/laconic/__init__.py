@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laconic import evaluate
-    from laconic.compression import Compression, CompressionReport, compress
+    from laconic.compression import Compression, compress
     from laconic.loading import load
+    from laconic.report.compression import CompressionReport
 
 __version__ = "0.1.0"
 __all__ = ["Compression", "CompressionReport", "compress", "evaluate", "load"]
 
 _HOMES = {
     "Compression": "laconic.compression",
-    "CompressionReport": "laconic.compression",
+    "CompressionReport": "laconic.report.compression",
     "compress": "laconic.compression",
     "load": "laconic.loading",
 }

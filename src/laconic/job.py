@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -34,52 +33,9 @@ from laconic.models.source import ModelSource
 from laconic.planning import Plan, planned_steps
 from laconic.progress import Progress
 from laconic.registry import name_of
+from laconic.report.compression import CompressionReport
 
 PASSED_OVER = 0.005  # share of the blocks' bytes from which an untouched tensor is reported
-
-
-@dataclass
-class CompressionReport:
-    """What `compress` did; a point for `laconic report`, JSON on disk.
-
-    Attributes:
-        method: name of the method.
-        settings: its hyper-parameters.
-        model: what was compressed.
-        out: where it went; None in memory.
-        stored_bytes: of the weight files; of the compressed values in memory.
-        dense_bytes: of the uncompressed model.
-        kept: stored / dense.
-        bits_per_weight: stored, over the touched tensors.
-        resident_bits_per_weight: in memory, over the touched tensors.
-        seconds: wall clock.
-        peak_rss_bytes: VmHWM of the process.
-        layers: one report each.
-        warnings: what the user should know.
-        notes: what a method tells of its search.
-        budget: as given, if it was.
-    """
-
-    method: str
-    settings: dict[str, Any]
-    model: str
-    out: str | None
-    stored_bytes: int
-    dense_bytes: int
-    kept: float
-    bits_per_weight: float
-    resident_bits_per_weight: float
-    seconds: float
-    peak_rss_bytes: int
-    layers: list[dict[str, Any]]
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    budget: str | None = None
-    kind: str = "compression"
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 @dataclass
@@ -115,7 +71,7 @@ class Job:
                 f"expected a method, or a chain of layer and block methods: found {found}"
             )
 
-    @cached_property
+    @property
     def layers(self) -> list[Layer]:
         """Those that the chain may touch."""
         inside = [layer for block in self.source.blocks for layer in block.layers]
@@ -158,7 +114,6 @@ class Job:
             self.notes += found.notes
             if found.also:
                 self.also = tuple(dict.fromkeys([*self.also, *found.also]))
-                self.__dict__.pop("layers", None)
             steps = planned_steps(found.methods)
             planner = {"method": name_of(type(first)), "settings": first.settings()}
             rest = Plan.of(self.chain[1:]).steps  # type: ignore[arg-type]
@@ -185,7 +140,6 @@ class Job:
             self.source = MemorySource(self.source.skeleton, self.source.name)
         else:
             self.source = EditedSource(self.source, edits)
-        self.__dict__.pop("layers", None)
 
     def run(self, plan: Plan, out: Path | None, overwrite: bool) -> tuple[list[LayerReport], int]:
         """Runs the plan; returns the layers' reports and the stored bytes.

@@ -20,6 +20,7 @@ from laconic.method import LayerMethod
 from laconic.models.layout import Layer
 from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
+from laconic.numerics.energies import row_errors
 from laconic.numerics.parallel import parallel_map
 from laconic.planning import Chain, OptionTable
 from laconic.progress import SILENT, Progress
@@ -191,7 +192,7 @@ def _energies(
     parts = dense - value.flatten(1).double(), dense
     if isinstance(known, SecondMoment):
         moment = stats.mean(known)
-        each = [((part @ moment) * part).sum(dim=1) for part in parts]
+        each = [row_errors(part, moment) for part in parts]
     else:
         squares = stats.mean(known, "square")
         each = [part.square() @ squares for part in parts]

@@ -5,7 +5,8 @@ import torch
 
 from laconic.errors import BadWeights, UsageError
 from laconic.numerics import adaround
-from laconic.numerics.adaround import Annealing, learned_factors, learned_rounding, row_errors
+from laconic.numerics.adaround import Annealing, learned_factors, learned_rounding
+from laconic.numerics.energies import row_errors
 from laconic.numerics.soft_codes import SoftCodes, closed, opened
 from tests.numerics.layers import layer, output_loss
 

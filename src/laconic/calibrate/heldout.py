@@ -13,6 +13,7 @@ from laconic.calibrate.statistics import SecondMoment
 from laconic.calibrate.stream import Spectator
 from laconic.calibrate.sums import Sums, layers_by_key
 from laconic.models.layout import Layer
+from laconic.numerics.energies import row_errors
 from laconic.numerics.parallel import parallel_map
 
 MOMENTS = 1 << 28  # bytes of second moments by which layers may be measured: one product, not many
@@ -58,8 +59,8 @@ class HeldOut:
             sums = Sums([SecondMoment()], layers)
             for name, found in gather(sums, lambda s: (look(s), None), numbers).items():
                 if found.count(SecondMoment()):
-                    parts, moment = self._pairs[name].double(), found.mean(SecondMoment())
-                    energies = ((parts @ moment) * parts).sum(dim=1).view(2, -1).sum(dim=1)
+                    parts, moment = self._pairs[name], found.mean(SecondMoment())
+                    energies = row_errors(parts, moment).view(2, -1).sum(dim=1)
                     self._lost.setdefault(numbers[0], {})[name] = energies.clamp(min=0)
 
     def add(self, sequence: int, trace: Trace) -> None:

@@ -25,7 +25,7 @@ from laconic.errors import UsageError
 
 if TYPE_CHECKING:
     from laconic.calibrate.options import RunOptions
-    from laconic.compression import CompressionReport
+    from laconic.report.compression import CompressionReport
 
 
 class Inputs(StrEnum):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from laconic.errors import UsageError
 from laconic.numerics._checks import check_at_least, check_finite, check_shape, check_square
+from laconic.numerics.energies import ERRORS, row_errors
 from laconic.numerics.parallel import one_thread
-from laconic.numerics.soft_codes import ERRORS, PRECISION, SoftCodes
+from laconic.numerics.soft_codes import PRECISION, SoftCodes
 
 WEIGHTS_AT_ONCE = 1 << 22  # of whole rows that are trained together: bounds the memory
 
@@ -188,12 +189,6 @@ def learned_factors(
     _anneal([left, right], step, annealing)
     codes = left.codes(), right.codes()
     return codes if error(*codes) < before else nearest
-
-
-def row_errors(off: Tensor, moment: Tensor) -> Tensor:
-    """(R,) float64: d H d^T of each row d of `off` (R, C), what its output is off by, squared."""
-    d = off.to(ERRORS)
-    return ((d @ moment.to(ERRORS)) * d).sum(dim=1)
 
 
 def _anneal(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UsageError
+from laconic.numerics.energies import ERRORS
 
 PRECISION = torch.float32  # of the training; errors that decide are summed in float64
-ERRORS = torch.float64
 LOW, HIGH = -0.1, 1.1  # between which the sigmoid is stretched
 
 

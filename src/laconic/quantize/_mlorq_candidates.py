@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from laconic.allocate.options import undominated
-from laconic.numerics.adaround import row_errors
+from laconic.numerics.energies import row_errors
 from laconic.numerics.parallel import one_thread
 from laconic.numerics.svd import activation_svd
 from laconic.quantize.gptq import sweep

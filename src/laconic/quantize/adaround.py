@@ -10,7 +10,8 @@ from laconic.calibrate.statistics import SecondMoment, Statistic
 from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs, Paper
 from laconic.numerics._checks import check_finite
-from laconic.numerics.adaround import Annealing, learned_rounding, row_errors
+from laconic.numerics.adaround import Annealing, learned_rounding
+from laconic.numerics.energies import row_errors
 from laconic.tensors import CompressedTensor, Dense, IntQuantizer
 from laconic.tensors.integer import Grid
 from laconic.tensors.packing import spread

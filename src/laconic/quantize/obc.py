@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.errors import UsageError
 from laconic.method import Paper
-from laconic.numerics.adaround import row_errors
+from laconic.numerics.energies import row_errors
 from laconic.numerics.obs import UniformGrid, block_sweep, grid_sweep, ordered_factor
 from laconic.numerics.obs_exact import exact_quantize
 from laconic.quantize._swept import GridSweep, grid_of
