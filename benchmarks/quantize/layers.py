@@ -5,7 +5,7 @@ fitted to; what is to generalise, on the windows after them.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,10 +101,9 @@ def _gptvq(layer: Layer) -> Found:
 
 
 def _check_gptvq(bench: Bench, name: str, layers: Sequence[Found]) -> None:
-    better = sum(la["2d"] < la["2d not refitted"] for la in layers)
-    bench.check(
-        f"{name}: refitting GPTVQ's codebooks lowers the loss of every layer", better == len(layers),
-        layers=len(layers), better=better,
+    _in_every(
+        bench, f"{name}: refitting GPTVQ's codebooks lowers the loss", layers,
+        lambda la: la["2d"] < la["2d not refitted"],
     )  # fmt: skip
     _at_most(
         bench,
@@ -140,10 +139,9 @@ def _aqlm(layer: Layer) -> Found:
 
 
 def _check_aqlm(bench: Bench, name: str, layers: Sequence[Found]) -> None:
-    falls = sum(la["1 rounds"] >= la["2 rounds"] >= la["3 rounds"] for la in layers)
-    bench.check(
-        f"{name}: AQLM's loss never rises from round to round", falls == len(layers),
-        layers=len(layers), falls=falls,
+    _in_every(
+        bench, f"{name}: AQLM's loss never rises from round to round", layers,
+        lambda la: la["1 rounds"] >= la["2 rounds"] >= la["3 rounds"],
     )  # fmt: skip
     _at_most(
         bench,
@@ -250,10 +248,9 @@ def _tail(lost: Tensor, layer: Layer, rank: int) -> float:
 
 def _check_eora(bench: Bench, name: str, layers: Sequence[Found]) -> None:
     for other in ("act-s", "svd"):
-        least = sum(la["eora"] <= la[other] + 1e-6 for la in layers)
-        bench.check(
-            f"{name}: EoRA's factors lose no more than those of {other} in every layer", least == len(layers),
-            layers=len(layers), least=least,
+        _in_every(
+            bench, f"{name}: EoRA's factors lose no more than those of {other}", layers,
+            lambda la, other=other: la["eora"] <= la[other] + 1e-6,  # type: ignore[misc]
         )  # fmt: skip
     worst = max(abs(la["eora"] - la["tail"]) for la in layers)
     bench.check(f"{name}: EoRA loses the tail of the spectrum, to 1e-4", worst < 1e-4, worst=worst)
@@ -280,9 +277,9 @@ def _obr(layer: Layer) -> Found:
 
 def _check_obr(bench: Bench, name: str, layers: Sequence[Found]) -> None:
     for ours, theirs in (("obr", "wanda, gptq"), ("wanda, gptq", "wanda, rtn")):
-        less = sum(la[ours] < la[theirs] for la in layers)
-        bench.check(
-            f"{name}: {ours} < {theirs} in every layer", less == len(layers), layers=len(layers), less=less
+        _in_every(
+            bench, f"{name}: {ours} < {theirs}", layers,
+            lambda la, ours=ours, theirs=theirs: la[ours] < la[theirs],  # type: ignore[misc]
         )  # fmt: skip
     for tail in ("", ", rounded"):
         _at_most(
@@ -297,6 +294,13 @@ def _check_obr(bench: Bench, name: str, layers: Sequence[Found]) -> None:
         f"{name}: int4 with half of the weights takes 3 bits and its scales", max(over.values()) < 0.03,
         rows=over["bits over 3"], pattern=over["bits of 2:4 over 3"],
     )  # fmt: skip
+
+
+def _in_every(
+    bench: Bench, claim: str, layers: Sequence[Found], holds: Callable[[Found], bool]
+) -> None:
+    count = sum(map(holds, layers))
+    bench.check(f"{claim} in every layer", count == len(layers), layers=len(layers), holds=count)
 
 
 def _at_most(
