@@ -47,6 +47,10 @@ def prove(bench: Bench) -> None:
             named = layers[0][key]
             means = {k: sum(layer[key][k] for layer in layers) / len(layers) for k in named}
             rows += [[name, len(layers), key, what, value] for what, value in means.items()]
+    bench.note(
+        "NoWag takes the lengths of columns first, in which scaled rows count for more: its zeros are not quite those "
+        "of the rows as they were, as the paper's argument has it"
+    )
     bench.table(
         "means over layers; errors are shares of the energy of the outputs",
         ["model", "layers", "of", "what", "mean"], rows,
@@ -200,9 +204,10 @@ def _check_nowag(bench: Bench, name: str, layers: Sequence[Found]) -> None:
         for m in ("nowag", "wanda", "magnitude")
     }
     bench.check(
-        f"{name}: rows that are scaled keep their zeros with NoWag and Wanda, and not by magnitude",
-        max(moved["nowag"], moved["wanda"]) < 0.001 < moved["magnitude"], **moved,
+        f"{name}: rows that are scaled keep their zeros with Wanda, not by magnitude",
+        moved["wanda"] < 0.001 < moved["magnitude"], **moved,
     )  # fmt: skip
+    bench.check(f"{name}: and with NoWag", moved["nowag"] < 0.001, **moved)
 
 
 def _eora(layer: Layer) -> Found:
@@ -224,7 +229,8 @@ def _eora(layer: Layer) -> Found:
 
     left, right = whitened_svd(lost, layer.moment, rank, damp=1e-9)
     fair = int((4 - 3) * layer.matrix.numel() / 16 / sum(layer.matrix.shape))
-    equal = _made(layer, GPTQ(3), EoRA(max(1, fair)))
+    halves = layer._replace(weight=layer.weight.bfloat16())  # factors are of the model's dtype
+    equal = _made(halves, GPTQ(3), EoRA(max(1, fair)))
     return {
         "int3": _off(layer, first, fitted=True),
         "eora": behind(left @ right),
@@ -287,11 +293,9 @@ def _check_obr(bench: Bench, name: str, layers: Sequence[Found]) -> None:
         )  # fmt: skip
     most = max(la["most kept in a row"] for la in layers)
     bench.check(f"{name}: OBR keeps its zeros", most <= 0.5 + 1e-6, most=most)
-    over = {
-        key: max(abs(la[key]) for la in layers) for key in ("bits over 3", "bits of 2:4 over 3")
-    }
+    over = {key: max(la[key] for la in layers) for key in ("bits over 3", "bits of 2:4 over 3")}
     bench.check(
-        f"{name}: int4 with half of the weights takes 3 bits and its scales", max(over.values()) < 0.03,
+        f"{name}: int4 with half of the weights takes 3 bits and its scales, or less", max(over.values()) < 0.03,
         rows=over["bits over 3"], pattern=over["bits of 2:4 over 3"],
     )  # fmt: skip
 
