@@ -17,7 +17,7 @@ from benchmarks.layers import Layer, model_layers
 from benchmarks.paired import COMPARED, compare, training_data
 from laconic.method import Method
 from laconic.quantize.activations import Activations
-from laconic.quantize.floats import Floats, GPTQFloats
+from laconic.quantize.floats import Floats
 from laconic.quantize.gptq import GPTQ
 from laconic.quantize.hadamard import Hadamard
 from laconic.quantize.rtn import RTN
@@ -31,9 +31,7 @@ FORMATS: Mapping[str, tuple[int, Sequence[Method]]] = {
     "int4 g32": (BLOCK, [RTN(4, BLOCK, range="minmax"), INTEGERS]),
     "int4 g32 gptq": (BLOCK, [GPTQ(4, BLOCK, range="minmax"), INTEGERS]),
     "mxfp4": (BLOCK, [Floats("mxfp4", range="minmax"), Activations(4, "mxfp")]),
-    "mxfp4 gptq": (BLOCK, [GPTQFloats("mxfp4", range="minmax"), Activations(4, "mxfp")]),
     "nvfp4": (SMALL, [Floats("nvfp4", range="minmax"), Activations(4, "nvfp")]),
-    "nvfp4 gptq": (SMALL, [GPTQFloats("nvfp4", range="minmax"), Activations(4, "nvfp")]),
 }
 CHAINS: Mapping[str, Sequence[Method]] = {
     f"{name}, {label}": [*first, *chain]
