@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ class Section:
             return _first_word(line) in others
 
         merged = Section(self.name, [])
+        said = {_first_word(line) for line in chain(before.notes, *before.tables.values())}
         for names, circumstances in before.runs:
-            here = others if names == ALL else [n for n in names.split(", ") if n in others]
+            known = said if names == ALL else names.split(", ")
+            here = [name for name in sorted(known) if name in others]
             if here:
                 merged.runs.append((", ".join(here), circumstances))
         merged.runs += self.runs
