@@ -24,6 +24,7 @@ from laconic.tensors.packing import (
 )
 
 LOOK_UPS = 512  # inputs times entries up to which looking up beats multiplying
+RUN = 64  # codes of a row that are looked up before the next rows'
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +108,10 @@ class Additive(Coded):
         (rows, vectors), length = self._grid, self.codebooks.shape[2]
         padded = torch.zeros(inputs, vectors * length)
         padded[:, : self.shape[1]] = x.reshape(inputs, self.shape[1])
-        runs = padded.reshape(inputs, vectors, 1, length)
-        products = runs.unsqueeze(2) @ self.codebooks.to(PRECISION).mT  # (inputs, V, M, 1, K)
-        _look_up_products(self.packed.numpy(), self.bits, products.squeeze(3).numpy(), out.numpy())
+        entries = self.codebooks.to(PRECISION).reshape(-1, length)  # of all codebooks
+        products = padded.reshape(-1, length) @ entries.T  # (inputs V, M K)
+        products = products.reshape(inputs, vectors * len(self.codebooks), self.codebooks.shape[1])
+        _look_up_products(self.packed.numpy(), self.bits, products.numpy(), out.numpy())
         out *= self.scale.to(PRECISION)
         if bias is not None:
             out += bias
@@ -173,16 +175,44 @@ def _add_up(packed, bits, codebooks, scale, index, out):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True)
 def _look_up_products(packed, bits, products, out):  # type: ignore[no-untyped-def]
-    inputs, vectors, count, _ = products.shape
-    codes = np.empty(vectors * count, np.uint16)
-    for row in range(out.shape[1]):
-        unpack_run(packed, row * codes.size, bits, codes)
-        for i in range(inputs):
-            total = np.float32(0)
-            for v in range(vectors):
-                for m in range(count):
-                    total += products[i, v, m, codes[v * count + m]]
-            out[i, row] = total
+    """Adds to out (inputs, R) what the S codes of each row name in products (inputs, S, K).
+
+    So many codes at a time that their products stay in the cache. Codes of a byte are read where they are.
+    """
+    width, rows = products.shape[1], out.shape[1]
+    codes = np.zeros((4, RUN), np.uint16)
+    for first in range(0, width, RUN):
+        count = min(RUN, width - first)
+        for row in range(0, rows, 4):
+            if bits == 8:
+                here = packed[: rows * width].reshape(rows, width)[row : row + 4]
+                _add_products(here[:, first : first + count], products[:, first:], out[:, row:])
+            else:
+                few = min(4, rows - row)
+                for r in range(few):
+                    unpack_run(packed, (row + r) * width + first, bits, codes[r, :count])
+                _add_products(codes[:few, :count], products[:, first:], out[:, row:])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_products(codes, products, out):  # type: ignore[no-untyped-def]
+    """Adds for up to four rows, whose sums do not wait for each other."""
+    last = len(codes) - 1
+    for i in range(len(products)):
+        a = b = c = d = np.float32(0)
+        for j in range(codes.shape[1]):
+            named = products[i, j]
+            a += named[codes[0, j]]
+            b += named[codes[min(1, last), j]]
+            c += named[codes[min(2, last), j]]
+            d += named[codes[min(3, last), j]]
+        out[i, 0] += a
+        if last >= 1:
+            out[i, 1] += b
+        if last >= 2:
+            out[i, 2] += c
+        if last >= 3:
+            out[i, 3] += d
 
 
 register_kind(Additive)
