@@ -119,6 +119,18 @@ def test_set_goes_to_the_only_method(laconic, tmp_path):
     assert (settings["bits"], settings["group"]) == (5, "row")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["method: rtn\nsettings: 3", "methods: rtn", "methods: [3]", "methods: [{method: rtn, settings: x}]",
+     "methods: []", "method: [rtn]", "methods: [rtn]\nmethod: rtn", "settings: {}", "- rtn", "x: [", ""],
+)  # fmt: skip
+def test_what_is_no_recipe_is_refused(laconic, tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    words = ("--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o")
+    code, _, err = laconic("compress", REFERENCE, *words)
+    assert code == 2 and "recipe" in err and not (tmp_path / "o").exists()
+
+
 def test_recipe(laconic, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: rtn\nsettings: {bits: 8, group: row}\nalso: [embeddings]\n")

@@ -21,6 +21,7 @@ from laconic.cli._common import (
     quiet_libraries,
     size,
 )
+from laconic.cli._recipes import chain_of, mixed, pair, read_recipe
 from laconic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def compress(
 
     Example: laconic compress my-model --method rtn --set bits=4 --out my-model-4bit
     """
-    settings = dict(_pair(text) for text in set_ or [])
-    plan = _read_recipe(recipe) if recipe is not None else {}
+    settings = dict(pair(text) for text in set_ or [])
+    plan = read_recipe(recipe) if recipe is not None else {}
     budget = budget or plan.get("budget")
     if resident and not budget:
         raise UsageError("--resident says what a --budget is of; give one")
@@ -130,7 +131,7 @@ def compress(
         raise UsageError(
             "--formats is for a --budget to choose from, in place of a method or a recipe"
         )
-    chain = _mixed(formats, resident) if formats else _chain(plan, method, settings, bool(budget))
+    chain = mixed(formats, resident) if formats else chain_of(plan, method, settings, bool(budget))
     budget = f"{budget} resident" if resident else budget
     from laconic.registry import find
 
@@ -153,46 +154,6 @@ def compress(
         _show(result.report)
 
 
-def _chain(
-    plan: dict[str, Any], method: str | None, settings: dict[str, str], budget: bool
-) -> list[dict[str, Any]]:
-    """The methods with their settings; none where a budget alone decides."""
-    if plan and (method or settings):
-        raise UsageError("give either --recipe or --method with --set, not both")
-    links = plan.get("methods") or method or plan.get("method") or ""
-    chain = [_link(link) for link in (links.split() if isinstance(links, str) else links)]
-    if not chain and not budget:
-        raise UsageError(
-            "give --method NAME, --recipe FILE or --budget B; `laconic methods` lists the names"
-        )
-    if not chain and settings:
-        raise UsageError("--set needs --method: which method is chosen depends on the budget")
-    more = settings or plan.get("settings") or {}
-    if more and len(chain) != 1:
-        raise UsageError(
-            f"--set is for one method, found {len(chain)}: put settings behind each, 'gptq:bits=3 eora:rank=16'"
-        )
-    return [{**link, "settings": {**link["settings"], **more}} for link in chain]
-
-
-def _link(link: str | dict[str, Any]) -> dict[str, Any]:
-    """A method and its settings, of a recipe or spelled."""
-    if isinstance(link, dict):
-        return {"method": link["method"], "settings": link.get("settings") or {}}
-    from laconic.registry import parse
-
-    name, settings = parse(link)
-    return {"method": name, "settings": settings}
-
-
-def _mixed(formats: str, resident: bool) -> list[dict[str, Any]]:
-    """The method that chooses among `formats`."""
-    from laconic.quantize.mixed import IN_FILES, IN_MEMORY
-
-    named = (IN_MEMORY if resident else IN_FILES) if formats == "auto" else formats
-    return [{"method": "mixed", "settings": {"formats": named}}]
-
-
 @contextmanager
 def _farmed(options: "RunOptions", workers: int | None) -> "Iterator[RunOptions]":
     """`options` with a Ray farm of so many workers, if any are asked for."""
@@ -206,45 +167,6 @@ def _farmed(options: "RunOptions", workers: int | None) -> "Iterator[RunOptions]
         yield replace(options, farm=farm)
     finally:
         farm.close()
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set takes KEY=VALUE, found {text!r}")
-    return key, value
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as a recipe: {' '.join(str(error).split())}"
-        ) from error
-    known = {"method", "methods", "settings", "also", "budget"}
-    if not isinstance(recipe, dict) or not set(recipe) <= known or not _is_chain(recipe):
-        raise UsageError(
-            f"{path}: a recipe has `method` (and its `settings`), or `methods`, a list of such or of "
-            "'gptq:bits=3'; and may have `also` and `budget`"
-        )
-    return recipe
-
-
-def _is_chain(recipe: dict[str, Any]) -> bool:
-    """Whether a recipe names one method, or several each with its own settings."""
-    links = recipe.get("methods")
-    if links is None:
-        return "method" in recipe
-    if not isinstance(links, list) or not links or "method" in recipe:
-        return False
-    return all(
-        isinstance(link, str)
-        or (isinstance(link, dict) and "method" in link and set(link) <= {"method", "settings"})
-        for link in links
-    )
 
 
 def _show(report: "CompressionReport") -> None:
