@@ -121,20 +121,28 @@ def table(bits: int, power: float, device: torch.device | str = "cpu") -> Tensor
 def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Tensor:
     """Scales (R, G) bfloat16 of the levels, with which each group loses least.
 
-    They are negative where the greatest value is positive, of which side there is one level more.
+    On one side of zero there is one level more: that of the negative values, or with a negative scale that of
+    the positive ones. Both are searched.
     """
     low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
-    widest = reaching(low, high, float(-levels[0]), float(levels[-1]))
+    sides, upwards = (float(-levels[0]), float(levels[-1])), high >= -low
 
-    def scale_of(share: Tensor) -> Tensor:
-        size = (widest * share ** (1 / power)).to(torch.bfloat16).clamp(min=SMALLEST)
-        return torch.where(high >= -low, -size, size)
+    def searched(most: float, least: float, negative: Tensor) -> tuple[Tensor, Tensor]:
+        widest = reaching(low, high, most, least)
 
-    share = golden_section(
-        lambda a: _losses(values, matter, levels, scale_of(a)), SMALLEST_RANGE, 1.0,
-        tuple(widest.shape), grid=GRID, steps=STEPS, device=values.device,
-    )  # fmt: skip
-    return scale_of(share)
+        def scale_of(share: Tensor) -> Tensor:
+            size = (widest * share ** (1 / power)).to(torch.bfloat16).clamp(min=SMALLEST)
+            return torch.where(negative, -size, size)
+
+        share = golden_section(
+            lambda a: _losses(values, matter, levels, scale_of(a)), SMALLEST_RANGE, 1.0,
+            tuple(widest.shape), grid=GRID, steps=STEPS, device=values.device,
+        )  # fmt: skip
+        scale = scale_of(share)
+        return scale, _losses(values, matter, levels, scale)
+
+    (first, lost), (second, lost_too) = searched(*sides, upwards), searched(*sides[::-1], ~upwards)
+    return torch.where(lost_too < lost, second, first)
 
 
 def _losses(values: Tensor, matter: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
