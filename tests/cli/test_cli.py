@@ -131,6 +131,15 @@ def test_what_is_no_recipe_is_refused(laconic, tmp_path, text):
     assert code == 2 and "recipe" in err and not (tmp_path / "o").exists()
 
 
+def test_formats_that_differ_in_the_number_of_codebooks_are_one_row():
+    from laconic.cli.compress import _by_format
+
+    layers = [{"format": f} for f in ("codebook 2 bit d4 x 12", "int4 g64", "codebook 2 bit d4")]
+    assert {f: len(rows) for f, rows in _by_format(layers).items()} == {
+        "codebook 2 bit d4": 2, "int4 g64": 1,
+    }  # fmt: skip
+
+
 def test_recipe(laconic, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: rtn\nsettings: {bits: 8, group: row}\nalso: [embeddings]\n")

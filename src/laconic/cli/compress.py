@@ -1,5 +1,6 @@
 """`laconic compress`: a model on disk becomes a smaller one on disk."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -224,7 +225,8 @@ def _methods(name: str, settings: dict[str, Any]) -> str:
 
 
 def _by_format(layers: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Layers of each format, however many codebooks (` x 32`) each of them has."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
-        groups.setdefault(layer["format"], []).append(layer)
+        groups.setdefault(re.sub(r" x \d+", "", layer["format"]), []).append(layer)
     return dict(sorted(groups.items()))
