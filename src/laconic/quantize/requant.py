@@ -19,7 +19,7 @@ from laconic.tensors.packing import grouped, spread
 
 POWERS = (1.0, 0.85, 0.75, 0.65, 0.5)  # of which a layer takes one, where none is given
 SMALLEST_RANGE = 0.05  # of the greatest magnitude
-GRID, STEPS = 16, 14  # points of the search before it narrows, and steps that narrow it
+GRID, STEPS = 12, 8  # points of the search before it narrows, and steps that narrow it
 SMALLEST = float(torch.finfo(torch.bfloat16).tiny)
 
 
@@ -148,13 +148,23 @@ def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Ten
 def _losses(values: Tensor, matter: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
     """(R, G) squared errors, weighted."""
     x = values / scale.float().unsqueeze(-1)
-    off = (x - levels[_codes(x, levels)]).square() * matter
+    off = (x - _nearest(x, levels)).square() * matter
     return off.sum(dim=-1) * scale.float().square()
 
 
 def _codes(x: Tensor, levels: Tensor) -> Tensor:
     """The number of the level nearest to each of `x`."""
-    most = len(levels) // 2
-    if levels[0] == -most:  # even levels: rounding is 8 times as fast as a search among them
-        return x.round().clamp_(-most, most - 1).long() + most
+    if _even(levels):  # rounding is 8 times as fast as a search among them
+        return _nearest(x, levels).long() + len(levels) // 2
     return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2)
+
+
+def _nearest(x: Tensor, levels: Tensor) -> Tensor:
+    """The level nearest to each of `x`."""
+    if _even(levels):
+        return x.round().clamp_(float(levels[0]), float(levels[-1]))
+    return levels[_codes(x, levels)]
+
+
+def _even(levels: Tensor) -> bool:
+    return bool(levels[0] == -(len(levels) // 2))
