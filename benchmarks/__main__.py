@@ -49,9 +49,11 @@ def run(name: str, options: argparse.Namespace) -> Result:
 
 
 def _left_out(options: argparse.Namespace) -> list[str]:
-    """Models of the zoo that were not asked for."""
+    """Models of the zoo that were not asked for, where only some were."""
+    if not options.models:
+        return []
     names = Bench("", options.zoo, options.data, options.slice, False, print).models()
-    return [name for name in names if options.models and name not in options.models]
+    return [name for name in names if name not in options.models]
 
 
 def _aligned(rows: list[list[object]]) -> list[str]:

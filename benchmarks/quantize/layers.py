@@ -4,7 +4,6 @@ Layers see the inputs of the dense model. What holds by construction is checked 
 fitted to; what is to generalise, on the windows after them.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from benchmarks.bench import Bench
 from benchmarks.layers import Layer, model_layers, output_error
 from benchmarks.paired import training_data
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.measure.speed import speed_ratio
 from laconic.method import LayerMethod
 from laconic.numerics.svd import whitened_svd
 from laconic.prune.magnitude import Magnitude
@@ -138,7 +138,7 @@ def _aqlm(layer: Layer) -> Found:
         **by_rounds,
         "3 rounds, beam 4": _off(layer, wide, fitted=True),
         "product off": float((product - whole).norm() / whole.norm()),
-        "product, times as fast as dense": _seconds(lambda: x @ dense.T) / _seconds(lambda: wide.matmul(x)),
+        "product, times as fast as dense": speed_ratio(lambda: wide.matmul(x), lambda: x @ dense.T, 20),
     }  # fmt: skip
 
 
@@ -314,16 +314,6 @@ def _at_most(
     bench.check(
         claim, sums[0] <= factor * sums[1], ours=sums[0], theirs=sums[1], ratio=sums[0] / sums[1]
     )
-
-
-def _seconds(run: Any) -> float:
-    """The least of several runs."""
-    times = []
-    for _ in range(20):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 CHECKS = {

@@ -117,11 +117,12 @@ def best_of(plan: Plan, trial: Trial) -> Plan:
     Errors are weighed by what they add to the loss, by its root, and not at all; and all layers get one strength.
     """
     assert plan.table is not None
-    plans = {"loss": plan} if plan.table.importance is not None else {"energy": plan}
-    for by in (*(POWERS if plan.table.importance is not None else ()), ALIKE):
+    weighings = ("energy",) if plan.table.importance is None else POWERS
+    plans: dict[str, Plan] = {}
+    for by in (*weighings, ALIKE):
         try:
             steps = plan.table.spread(plan.target, by)
-        except BudgetError:
+        except BudgetError:  # no one strength that all layers can have
             continue
         if all(steps != other.steps for other in plans.values()):
             plans[by] = replace(plan, steps=[*steps], by=by)

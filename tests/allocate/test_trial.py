@@ -69,6 +69,6 @@ def test_nothing_to_ask_on(tiny_models):
 
 
 def test_too_large_to_be_held_whole(tiny_models, monkeypatch):
-    monkeypatch.setattr("laconic.allocate.trial.LARGEST", 1000)
+    monkeypatch.setattr("laconic.calibrate.outline.LARGEST", 1000)
     with pytest.raises(UsageError, match="8 GiB"):
         Trial(*opened(tiny_models, "llama"))

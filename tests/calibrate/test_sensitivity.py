@@ -1,7 +1,6 @@
 import torch
 from torch.nn import functional as F
 
-from laconic.calibrate import sensitivity
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.sensitivity import SEQUENCES, measure_sensitivity
 from laconic.models.open import open_source
@@ -34,7 +33,7 @@ def test_a_model_that_is_too_large_or_data_without_a_loss(tiny_models, monkeypat
     source = open_source(tiny_models["vit"])
     images = Calibration(tuple(data("vit", 4)), None, range(4), range(0))
     assert measure_sensitivity(source, images) == {}
-    monkeypatch.setattr(sensitivity, "LARGEST", 1000)
+    monkeypatch.setattr("laconic.calibrate.outline.LARGEST", 1000)
     assert measure_sensitivity(open_source(tiny_models["llama"]), calibration()) == {}
 
 

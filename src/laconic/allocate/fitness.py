@@ -143,20 +143,22 @@ class DenseKL:
 
     def __call__(self, state: State, samples: int, seed: int) -> float:
         """The mean divergence on `samples` positions (examples) drawn by `seed`."""
-        whole = samples >= self.samples
-        if whole and state in self._known:
-            return self._known[state]
-        parts = self._draw(samples, seed)
+        if samples < self.samples:
+            return self._mean(self._draw(samples, seed))
+        if state not in self._known:
+            self._known[state] = self.measure()
+        return self._known[state]
+
+    def measure(self) -> float:
+        """The mean divergence on everything, of the model as it is now."""
+        return self._mean(list(enumerate(self._lengths)))
+
+    def _mean(self, parts: Sequence[tuple[int, int]]) -> float:
         sums = parallel_map(lambda part: self._divergence(*part), parts)
-        value = sum(sums) / sum(length for _, length in parts)
-        if whole:
-            self._known[state] = value
-        return value
+        return sum(sums) / sum(length for _, length in parts)
 
     def _draw(self, samples: int, seed: int) -> list[tuple[int, int]]:
-        """(sequence, positions of it) for each sequence of a draw."""
-        if samples >= self.samples:
-            return list(enumerate(self._lengths))
+        """(sequence, positions of it) for each sequence of a draw of fewer than there are."""
         parts, left = [], samples
         for number in np.random.default_rng(seed).permutation(len(self._inputs)).tolist():
             if left > 0:

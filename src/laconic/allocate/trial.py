@@ -6,6 +6,7 @@ from dataclasses import replace
 from laconic.allocate.fitness import DenseKL, LiveModel
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.options import RunOptions
+from laconic.calibrate.outline import may_be_whole
 from laconic.calibrate.runner import run_layers
 from laconic.calibrate.steps import Step
 from laconic.errors import DataError, UsageError
@@ -13,8 +14,6 @@ from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
 from laconic.tensors.stored import Record
-
-LARGEST = 8 << 30  # bytes of a model in fp32, all of which is in memory
 
 
 class Trial:
@@ -46,12 +45,11 @@ class Trial:
         inputs = [calibration.inputs[number] for number in calibration.held_out]
         if not inputs:
             raise UsageError("plans are tried on sequences that are held out, and there are none")
-        if 4 * sum(layer.shape.numel() for b in source.blocks for layer in b.layers) > LARGEST:
+        if not may_be_whole(source):
             raise UsageError("plans are tried on whole models, of up to 8 GiB in fp32")
         self.sequences = len(inputs)
         self._model = LiveModel(source, self._options.device)
         self._kl = DenseKL(self._model.module, inputs, device=self._options.device)
-        self._tried = 0
         #: layers are measured for reports, of which there is none here
         self._fitted = replace(calibration, held_out=range(0))
 
@@ -62,8 +60,7 @@ class Trial:
                 self._source, sink, steps, calibration=self._fitted, also=self._also,
                 options=self._options, progress=self._progress, what="trying a plan",
             )  # fmt: skip
-            self._tried += 1
-            return self._kl((self._tried,), self._kl.samples, 0)
+            return self._kl.measure()
 
 
 def open_trial(

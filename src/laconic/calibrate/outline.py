@@ -15,7 +15,14 @@ from laconic.tensors.modules import CompressedEmbedding, CompressedModule
 from laconic.tensors.replacement import replace_module
 from laconic.tensors.stored import Record
 
+LARGEST = 8 << 30  # bytes of the blocks of a model in fp32 that may be in memory together
 UNUSED_OUTPUTS = ("use_cache", "output_router_logits")  # settings that make a model do more
+
+
+def may_be_whole(source: ModelSource) -> bool:
+    """Whether all blocks of a model, in fp32, are small enough to be in memory together."""
+    weights = sum(layer.shape.numel() for block in source.blocks for layer in block.layers)
+    return 4 * weights <= LARGEST
 
 
 def outline_of(source: ModelSource, device: str = "cpu") -> nn.Module:

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.gradients import collect_gradients
+from laconic.calibrate.outline import may_be_whole
 from laconic.calibrate.statistics import Observation, Statistic, Task, zero_sums
 from laconic.errors import DataError
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
 
 SEQUENCES = 16  # that are differentiated
-LARGEST = 8 << 30  # bytes of a model in fp32: gradients need all of it in memory
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def measure_sensitivity(
         (out,) float64 for each layer, the squared gradients summed over positions; empty where the model is
         too large to be differentiated, or the data has no loss (a classifier without labels).
     """
-    if 4 * sum(layer.shape.numel() for b in source.blocks for layer in b.layers) > LARGEST:
+    if not may_be_whole(source):  # gradients need all of it
         return {}
     few = replace(calibration, fitted=calibration.fitted[:SEQUENCES])
     try:

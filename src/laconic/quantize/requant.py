@@ -88,8 +88,8 @@ class REQuant(LayerMethod):
         least = torch.inf
         for power in (self.power,) if self.power else POWERS:
             levels = table(self.bits, power, weight.device)
-            scale = _ranges(values, matter, levels, power)
-            lost = float(_losses(values, matter, levels, scale).double().sum())
+            scale, losses = _ranges(values, matter, levels, power)
+            lost = float(losses.double().sum())
             if lost < least:
                 best, least = (levels, scale), lost
         assert best is not None
@@ -118,8 +118,8 @@ def table(bits: int, power: float, device: torch.device | str = "cpu") -> Tensor
     return (k.sign() * k.abs() ** (1 / power)).to(torch.bfloat16).float()
 
 
-def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Tensor:
-    """Scales (R, G) bfloat16 of the levels, with which each group loses least.
+def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """Scales (R, G) bfloat16 of the levels, with which each group loses least, and what it loses.
 
     On one side of zero there is one level more: that of the negative values, or with a negative scale that of
     the positive ones. Both are searched.
@@ -142,7 +142,7 @@ def _ranges(values: Tensor, matter: Tensor, levels: Tensor, power: float) -> Ten
         return scale, _losses(values, matter, levels, scale)
 
     (first, lost), (second, lost_too) = searched(*sides, upwards), searched(*sides[::-1], ~upwards)
-    return torch.where(lost_too < lost, second, first)
+    return torch.where(lost_too < lost, second, first), torch.minimum(lost, lost_too)
 
 
 def _losses(values: Tensor, matter: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
