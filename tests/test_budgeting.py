@@ -179,6 +179,14 @@ class TestTrying:
         ).report  # fmt: skip
         assert any(note.startswith("plans tried on 3 sequences") for note in report.notes)
 
+    def test_why_it_was_not(self, tiny_models, tmp_path, monkeypatch):
+        monkeypatch.setattr("laconic.calibrate.outline.LARGEST", 1000)
+        report = compress(
+            tiny_models["llama"], GPTQ(), data("llama", 15), budget="4.2bit resident",
+            out=tmp_path / "o",
+        ).report  # fmt: skip
+        assert any("was not tried" in note and "8 GiB" in note for note in report.notes)
+
 
 def two_layers():
     """A loud layer loses less of its energy, which counts for more."""

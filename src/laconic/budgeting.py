@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from laconic.allocate.budget import Budget, Unit
-from laconic.allocate.trial import Trial, open_trial
+from laconic.allocate.trial import Trial
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.extras import choose_extra
 from laconic.calibrate.options import RunOptions
@@ -86,8 +86,11 @@ def plan_budget(
     plan = _plan(source, table, chain, budget, whole, rest, also, coded)
     if calibration is None:
         return plan
-    trial = open_trial(source, calibration, also=also, options=options, progress=progress)
-    return plan if trial is None else best_of(plan, trial)
+    try:
+        trial = Trial(source, calibration, also=also, options=options, progress=progress)
+    except (UsageError, DataError) as reason:
+        return replace(plan, notes=[*plan.notes, f"the plan was not tried on the model: {reason}"])
+    return best_of(plan, trial)
 
 
 def _plan(

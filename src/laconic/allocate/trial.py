@@ -9,7 +9,7 @@ from laconic.calibrate.options import RunOptions
 from laconic.calibrate.outline import may_be_whole
 from laconic.calibrate.runner import run_layers
 from laconic.calibrate.steps import Step
-from laconic.errors import DataError, UsageError
+from laconic.errors import UsageError
 from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
@@ -61,17 +61,6 @@ class Trial:
                 options=self._options, progress=self._progress, what="trying a plan",
             )  # fmt: skip
             return self._kl.measure()
-
-
-def open_trial(
-    source: ModelSource, calibration: Calibration, *, also: Sequence[str] = (),
-    options: RunOptions | None = None, progress: Progress = SILENT,
-) -> Trial | None:  # fmt: skip
-    """A `Trial`; None where the model or the data do not allow one."""
-    try:
-        return Trial(source, calibration, also=also, options=options, progress=progress)
-    except (UsageError, DataError):
-        return None
 
 
 class _Installing(NoSink):
