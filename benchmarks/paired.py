@@ -18,7 +18,7 @@ from laconic.evaluate.run import QUICK
 from laconic.measure.losses import Batch, labelled_batches, language_batches, measure_losses
 from laconic.measure.paired import bootstrap
 from laconic.method import Method, Needs
-from laconic.registry import spell
+from laconic.spelling import spell
 from laconic.tensors import CompressedTensor, Masked
 from laconic.tensors.modules import CompressedModule
 from laconic.tensors.stacked import Stacked

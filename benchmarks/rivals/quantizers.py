@@ -83,7 +83,7 @@ import laconic
 from laconic.calibrate.options import RunOptions
 from laconic.measure.resources import peak_rss_bytes
 from laconic.models.open import open_source
-from laconic.registry import build
+from laconic.spelling import build
 model, ids, out, methods, order, budget = sys.argv[1:]
 ids = torch.load(ids, weights_only=True)
 source = open_source(model)

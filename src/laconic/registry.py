@@ -1,7 +1,7 @@
 """Everything that has a name on the command line, by name; importing this loads nothing heavy."""
 
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -266,39 +266,6 @@ def find(name: str, kind: Kind = Kind.METHOD) -> Entry:
     if name not in names:
         raise UsageError(f"unknown {kind.value} {name!r}; {did_you_mean(name, names)}")
     return ENTRIES[name]
-
-
-def build(spec: str, kind: Kind = Kind.METHOD) -> Any:
-    """What `NAME:KEY=VALUE,KEY=VALUE` spells: the thing of that name with these settings.
-
-    Raises:
-        UsageError: an unknown name, setting or value; the message has the nearest right one.
-    """
-    name, settings = parse(spec)
-    return find(name, kind).load().from_settings(settings)
-
-
-def parse(spec: str) -> tuple[str, dict[str, str]]:
-    """The name and the settings, not checked yet, of `NAME:KEY=VALUE,KEY=VALUE`.
-
-    Example:
-        >>> parse("gptq:bits=3,group=32")
-        ('gptq', {'bits': '3', 'group': '32'})
-    """
-    name, _, text = spec.partition(":")
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    return name, {key: value for key, _, value in pairs}
-
-
-def spell(thing: Any) -> str:
-    """What `build` makes `thing` of again: its name and the settings that are not the default.
-
-    Args:
-        thing: a dataclass that is registered.
-    """
-    own = [f for f in fields(thing) if getattr(thing, f.name) != f.default]
-    text = ",".join(f"{f.name}={getattr(thing, f.name)}" for f in own)
-    return name_of(type(thing)) + (f":{text}" if text else "")
 
 
 def name_of(cls: type) -> str:

@@ -11,7 +11,8 @@ from laconic.probing import measure_options, resident_bytes
 from laconic.quantize.ecgptq import ECGPTQ
 from laconic.quantize.gptq import GPTQ
 from laconic.quantize.mixed import Mixed
-from laconic.registry import ENTRIES, Kind, build, spell
+from laconic.registry import ENTRIES, Kind
+from laconic.spelling import build, spell
 from tests.calibrate.test_calibrated import data
 from tests.contracts.cases import METHODS
 

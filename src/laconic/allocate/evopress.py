@@ -19,7 +19,7 @@ from laconic.method import LayerMethod, ModelMethod, ModelPlan, Needs, Paper
 from laconic.models.edits import drops
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
-from laconic.registry import build
+from laconic.spelling import build
 
 PAPER = Paper(
     20,

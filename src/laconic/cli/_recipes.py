@@ -32,7 +32,7 @@ def _link(link: str | dict[str, Any]) -> dict[str, Any]:
     """A method and its settings, of a recipe or spelled."""
     if isinstance(link, dict):
         return {"method": link["method"], "settings": link.get("settings") or {}}
-    from laconic.registry import parse
+    from laconic.spelling import parse
 
     name, settings = parse(link)
     return {"method": name, "settings": settings}

@@ -17,7 +17,7 @@ from laconic.calibrate.statistics import Collected, Observation
 from laconic.errors import UsageError
 from laconic.method import LayerMethod
 from laconic.models.layout import Layer
-from laconic.registry import build
+from laconic.spelling import build
 from laconic.tensors import Dense
 from laconic.tensors.stored import Record, encode
 

@@ -10,7 +10,7 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import Statistic
 from laconic.errors import UsageError
 from laconic.method import LayerMethod, Needs, Paper
-from laconic.registry import build, spell
+from laconic.spelling import build, spell
 from laconic.tensors import CompressedTensor
 from laconic.tensors.stored import Record
 
