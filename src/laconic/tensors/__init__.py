@@ -16,7 +16,8 @@ from laconic.tensors.integer import IntQuantizer
 from laconic.tensors.kv import KVQuantizer, QuantizedKV
 from laconic.tensors.lowrank import LowRank
 from laconic.tensors.masked import Masked, MaskedCodes
-from laconic.tensors.masks import Bitmask, ChannelMask, Mask, NofM
+from laconic.tensors.masks import Bitmask, ChannelMask, Mask
+from laconic.tensors.nofm import NofM
 from laconic.tensors.quantizer import Quantizer
 from laconic.tensors.shift_quantizer import ShiftQuantizer
 from laconic.tensors.shifted import Shifted

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from laconic.errors import UsageError
 from laconic.tensors.masked import Masked
-from laconic.tensors.masks import LONGEST_RUN, Bitmask, Mask, NofM
+from laconic.tensors.masks import Bitmask, Mask
+from laconic.tensors.nofm import LONGEST_RUN, NofM
 
 SHARES = ("row", "layer")  # over what a share of zeros is counted
 DEFAULT = 0.5  # sparsity; with a pattern n:m it stands for 1 - n/m
