@@ -16,6 +16,7 @@ from laconic.tensors import (
     grouped,
     grouped_float,
     masks,
+    nofm,
 )
 from tests.plain import check_same
 from tests.tensors.test_additive import made
@@ -77,4 +78,4 @@ def test_runs(n, m, columns):
     keep = (torch.arange(columns) % m < n).repeat(5, 1)
     mask = NofM.of(keep, n, m)
     values = torch.randn(mask.kept).bfloat16()
-    check_same(masks, "_scatter_runs", lambda: [mask.scatter(values)])
+    check_same(nofm, "_scatter_runs", lambda: [mask.scatter(values)])
