@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from laconic.errors import UnsupportedModel, UsageError
+from laconic.models.dropped import DroppedAttention, DroppedBlock
 from laconic.models.edits import (
-    DroppedAttention,
-    DroppedBlock,
     apply_edits,
     drop,
     droppable,

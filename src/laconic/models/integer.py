@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import nn
 
+from laconic.models.dropped import DROPPED
 from laconic.models.integer_modules import IntegerActivation, IntegerNorm, integer_attention
 from laconic.models.operators import Operators
 from laconic.tensors.replacement import twin_class
@@ -49,9 +50,10 @@ def unsupported(model: nn.Module) -> tuple[str, ...]:
     for path, module in model.named_modules():
         kind = type(module).__name__
         known = twin_class(module) is not None or _is_norm(module) or kind in FUNCTIONS | EXACT
+        known = known or isinstance(module, (IntegerNorm, *DROPPED))
         leaf = next(module.children(), None) is None
         own = [*module._parameters, *module._buffers]
-        if not known and not isinstance(module, IntegerNorm) and leaf and "Dropped" not in kind:
+        if not known and leaf:
             found.setdefault(kind, path)
         elif not leaf and module._parameters:
             found.setdefault(f"{kind}.{own[0]}", f"{path}.{own[0]}".strip("."))
