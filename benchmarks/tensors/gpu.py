@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.bench import Bench
 from laconic.tensors import Additive, Codebook, CompressedTensor, Dense, Grouped
-from laconic.tensors.codebook import Patches
+from laconic.tensors.patches import Patches
 
 SHAPES = {"quick": [(4096, 4096)], "full": [(4096, 4096), (14336, 4096), (4096, 14336)]}
 INPUTS = (1, 2, 4)

@@ -3,7 +3,7 @@ import torch
 
 from laconic.errors import UsageError
 from laconic.tensors import Codebook, CodebookQuantizer, Dense
-from laconic.tensors.codebook import Patches
+from laconic.tensors.patches import Patches
 
 
 def by_definition(value: Codebook) -> torch.Tensor:

@@ -17,8 +17,9 @@ from laconic.numerics.kmeans import kmeans, nearest
 from laconic.numerics.obs import block_sweep
 from laconic.numerics.refit import refit_tables
 from laconic.tensors import CompressedTensor
-from laconic.tensors.codebook import Codebook, Patches, int8_entries
+from laconic.tensors.codebook import Codebook, int8_entries
 from laconic.tensors.packing import grouped
+from laconic.tensors.patches import Patches
 
 BAND = 256  # columns, at most, that share codebooks
 WIDEST_CODE = 12  # bits

@@ -15,8 +15,9 @@ from laconic.numerics._checks import check_finite
 from laconic.numerics.kmeans import kmeans, nearest, subsample
 from laconic.numerics.normalise import by_columns_and_rows
 from laconic.tensors import ChannelScale, CompressedTensor, Dense
-from laconic.tensors.codebook import DIMS, Codebook, Patches
+from laconic.tensors.codebook import Codebook
 from laconic.tensors.combined import Transformed
+from laconic.tensors.patches import DIMS, Patches
 
 WIDEST_CODE = 12  # bits
 CODEBOOK_SHARE = 0.05  # of the bits of the codes that the codebook may take, where dim is chosen

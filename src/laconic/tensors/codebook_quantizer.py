@@ -8,11 +8,12 @@ from torch import Tensor
 
 from laconic.errors import UsageError
 from laconic.numerics.kmeans import kmeans, nearest, subsample
-from laconic.tensors.codebook import DIMS, Codebook, Patches, int8_entries
+from laconic.tensors.codebook import Codebook, int8_entries
 from laconic.tensors.compressed import CompressedTensor
 from laconic.tensors.dense import Dense
 from laconic.tensors.integer import SMALLEST_SCALE
 from laconic.tensors.packing import PRECISION, grouped, matrix, spread
+from laconic.tensors.patches import DIMS, Patches
 from laconic.tensors.quantizer import Quantizer, register_quantizer
 
 POINTS_PER_CENTROID = 256  # more are not looked at when the centroids are sought
