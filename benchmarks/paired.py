@@ -70,7 +70,7 @@ def compare(
 
 def measured(
     bench: Bench, name: str, model: str, chain: Method | Sequence[Method], budget: str | None = None,
-    *, change: Callable[[str, Path], Path] | None = None,
+    *, change: Callable[[str, Path], Path] | None = None, tables: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`compressed`, or `dense` for no methods; once for all proofs that want the same of a model."""
     methods = (chain,) if isinstance(chain, Method) else tuple(chain)
@@ -80,7 +80,7 @@ def measured(
     def run() -> dict[str, Any]:
         if not methods and change is None:
             return dense(bench, model)
-        return compressed(bench, model, methods, budget, change=change)
+        return compressed(bench, model, methods, budget, change=change, tables=tables)
 
     found: dict[str, Any] = bench.cached(" ".join(w for w in words if w), run, shared=True)
     return found
@@ -94,10 +94,12 @@ def dense(bench: Bench, model: str) -> dict[str, Any]:
 def compressed(
     bench: Bench, model: str, methods: Method | Sequence[Method],
     budget: str | None = None, *, change: Callable[[str, Path], Path] | None = None,
+    tables: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Sizes, zeros and losses of the model after `methods`, reloaded from its files.
 
-    `change` writes another form of the model into a folder first, which is compressed instead.
+    `change` writes another form of the model into a folder first, which is compressed instead. `tables` is
+    where what a budget measures is kept for the next one.
     """
     chain = (methods,) if isinstance(methods, Method) else tuple(methods)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +107,9 @@ def compressed(
         needs = any(method.needs is not Needs.NOTHING for method in chain)
         data = training_data(bench, model) if needs else None
         source = change(model, Path(folder) / "changed") if change else model
-        report = laconic.compress(source, chain, data, out=out, budget=budget).report
+        report = laconic.compress(
+            source, chain, data, out=out, budget=budget, measured=tables
+        ).report
         loaded = laconic.load(out, dtype=torch.float32)
         zeros = [(int((v == 0).sum()), list(v.shape)) for v in _pruned(loaded)]
         return {

@@ -17,6 +17,7 @@ from laconic.calibrate.statistics import SecondMoment
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.measure.flops import count, count_parameters
 from laconic.measure.values import kept, products, transform_products
+from laconic.measured import MeasuredTables
 from laconic.method import LayerMethod
 from laconic.models.layout import Layer
 from laconic.models.source import ModelSource
@@ -25,6 +26,7 @@ from laconic.probing import (
     Size,
     blob_bytes,
     measure_options,
+    options_of,
     resident_bytes,
     stored_bytes,
     untouched_bytes,
@@ -43,6 +45,7 @@ def plan_budget(
     source: ModelSource, chain: Chain | LayerMethod, budget: Budget,
     *, calibration: Calibration | None = None, also: Sequence[str] = (), coded: bool = True,
     options: RunOptions | None = None, progress: Progress = SILENT,
+    tables: MeasuredTables | None = None,
 ) -> Plan:  # fmt: skip
     """Measures the chain's options on every layer and spreads the budget over them.
 
@@ -56,6 +59,7 @@ def plan_budget(
             as they are in files, or left as they are, in memory.
         options: as for the runner.
         progress: follows the blocks.
+        tables: where measurements are looked up, and kept, if the budget is of bytes.
 
     Raises:
         BudgetError: the budget's unit is none that this method can save, or it is below the
@@ -75,14 +79,8 @@ def plan_budget(
     whole = rest = 0.0
     if budget.unit not in STORED:
         size, whole, rest = _counted(source, budget.unit, also, calibration)
-    sensitivity: dict[str, Tensor] = {}
-    if calibration is not None and any(SecondMoment() in method.wants for method in chain):
-        device = (options or RunOptions()).device
-        sensitivity = measure_sensitivity(source, calibration, device=device, progress=progress)
-    table = measure_options(
-        source, chain, calibration=calibration, also=also, options=options, progress=progress,
-        size=size, sensitivity=sensitivity,
-    )  # fmt: skip
+        tables = None  # how often a layer is used hangs on more than a table's name says
+    table = _measured(source, chain, size, calibration, also, options, progress, tables).refined()
     plan = _plan(source, table, chain, budget, whole, rest, also, coded)
     if calibration is None:
         return plan
@@ -91,6 +89,29 @@ def plan_budget(
     except (UsageError, DataError) as reason:
         return replace(plan, notes=[*plan.notes, f"the plan was not tried on the model: {reason}"])
     return best_of(plan, trial)
+
+
+def _measured(
+    source: ModelSource, chain: Chain, size: Size, calibration: Calibration | None,
+    also: Sequence[str], options: RunOptions | None, progress: Progress,
+    tables: MeasuredTables | None,
+) -> OptionTable:  # fmt: skip
+    """What every option costs and loses: as it was kept, or measured."""
+    counted = size.__name__
+    kept = None if tables is None else tables.get(counted, options_of(chain))
+    if kept is not None:
+        return kept
+    sensitivity: dict[str, Tensor] = {}
+    if calibration is not None and any(SecondMoment() in method.wants for method in chain):
+        device = (options or RunOptions()).device
+        sensitivity = measure_sensitivity(source, calibration, device=device, progress=progress)
+    table = measure_options(
+        source, chain, calibration=calibration, also=also, options=options, progress=progress,
+        size=size, sensitivity=sensitivity,
+    )  # fmt: skip
+    if tables is not None:
+        tables.put(counted, table)
+    return table
 
 
 def _plan(

@@ -50,6 +50,7 @@ def compress(
     windows: int = FITTED,
     options: RunOptions | None = None,
     statistics: str | Path | None = None,
+    measured: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Compression:
     """Makes a model smaller.
@@ -72,6 +73,8 @@ def compress(
         options: how the run goes about it: device, order, farm.
         statistics: folder of statistics of the dense model's inputs, used instead of collecting them
             and filled where they are not there; needs `RunOptions(inputs="dense")`.
+        measured: folder that keeps what a budget of bytes measures of the layers; the next budget of the
+            same model, data and methods takes it from there.
         progress: follows the blocks.
 
     Raises:
@@ -100,7 +103,10 @@ def compress(
     job.read_data(data, windows, counted=limit is not None and limit.unit is Unit.FLOPS)
     if statistics is not None:
         job.use_statistics(Path(statistics))
-    plan = job.plan(limit, out is not None)
+    if measured is not None and limit is None:
+        raise UsageError("measured= (--measured) keeps what a budget measures: give a budget")
+    tables = None if measured is None else job.tables(Path(measured))
+    plan = job.plan(limit, out is not None, tables)
     if plan.edits:
         job.edit(plan.edits, in_place=out is None)
     for _ in range(RETRIES):

@@ -22,6 +22,7 @@ from laconic.calibrate.runner import run_layers
 from laconic.errors import BudgetError, DataError, UsageError
 from laconic.hf import quantization_config
 from laconic.measure.resources import peak_rss_bytes
+from laconic.measured import MeasuredTables
 from laconic.method import BlockMethod, LayerMethod, Method, ModelMethod, Needs
 from laconic.models.directory import DirectorySink
 from laconic.models.edited import EditedSource
@@ -102,7 +103,17 @@ class Job:
         key = xxhash.xxh3_64_hexdigest(f"{source} {self.calibration.fingerprint}".encode())
         self.options = replace(self.options, library=StatisticsLibrary(folder, key))
 
-    def plan(self, budget: Budget | None, coded: bool) -> Plan:
+    def tables(self, folder: Path) -> MeasuredTables:
+        """The tables that `folder` keeps of this model, data and layers."""
+        source = self.source.fingerprint()
+        if source is None:
+            raise UsageError("tables are kept of a model on disk, not of one in memory")
+        data = None if self.calibration is None else self.calibration.fingerprint
+        return MeasuredTables(folder, [source, data, list(self.also)])
+
+    def plan(
+        self, budget: Budget | None, coded: bool, tables: MeasuredTables | None = None
+    ) -> Plan:
         """What is to be done with each layer."""
         first = self.chain[0]
         if isinstance(first, ModelMethod):
@@ -129,7 +140,7 @@ class Job:
             )
         plan = plan_budget(
             self.source, members, budget, calibration=self.calibration, also=self.also,
-            coded=coded, options=self.options, progress=self.progress,
+            coded=coded, options=self.options, progress=self.progress, tables=tables,
         )  # fmt: skip
         return replace(plan, steps=[*plan.steps, *rest])
 

@@ -217,11 +217,10 @@ def measure_options(
         options=options, progress=progress, what="measuring options",
     )  # fmt: skip
     importance = probe.importance()
-    table = OptionTable(
+    return OptionTable(
         probe.names, probe.options, np.array(probe.costs), np.array(probe.errors()), probe.weights,
         None if importance is None else np.array(importance),
     )  # fmt: skip
-    return table.refined()
 
 
 def _step(weight: Tensor) -> int:

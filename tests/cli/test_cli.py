@@ -247,6 +247,16 @@ def test_formats(laconic, text, tmp_path):
     assert laconic("compress", REFERENCE, "--out", tmp_path / "p", "--formats", "auto")[0] == 2
 
 
+def test_what_a_budget_measures_is_kept(laconic, tmp_path):
+    words = ("compress", REFERENCE, "--method", "rtn", "--measured", tmp_path / "tables", "--json")
+    for number, budget in enumerate(("6bit", "5bit")):
+        code, out, error = laconic(*words, "--budget", budget, "--out", tmp_path / str(number))
+        assert code == 0 and json.loads(out)["bits_per_weight"] <= float(budget[0]), error
+        assert len([*(tmp_path / "tables").iterdir()]) == 1
+    code, _, error = laconic(*words, "--out", tmp_path / "none")
+    assert code == 2 and "give a budget" in error
+
+
 def test_capacity(laconic):
     code, out, _ = laconic("capacity", "rtn:bits=4,group=32", "--json")
     (found,) = json.loads(out)["formats"]

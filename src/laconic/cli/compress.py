@@ -110,6 +110,12 @@ def compress(
             help="Folder of statistics to use again, and to keep them in; with --inputs dense."
         ),
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what a --budget measures; the next one of the same model, data and methods takes it from there."
+        ),
+    ] = None,
     device: Device = "cpu",
     ray: Annotated[
         int | None, typer.Option(help="Farm layers out to so many Ray workers.", min=1)
@@ -147,7 +153,7 @@ def compress(
         result = run(
             model, methods or None, data, out=out, budget=budget, also=also or plan.get("also", ()),
             overwrite=overwrite, windows=windows, options=options,
-            statistics=statistics, progress=Bar(),
+            statistics=statistics, measured=measured, progress=Bar(),
         )  # fmt: skip
     if json:
         print_json(result.report.to_json())
