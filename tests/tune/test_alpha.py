@@ -32,7 +32,7 @@ def fit(model, parameters, steps=60):
         loss = (model(x) - goal).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 

@@ -7,7 +7,7 @@ scales of the first plane (or of all), one number a row or group, and keeps thes
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from laconic.errors import CorruptFile, UsageError
 from laconic.tensors import CompressedTensor
 from laconic.tensors.binary import Binary
-from laconic.tensors.compressed import State
 from laconic.tensors.modules import CompressedLinear
 from laconic.tensors.packing import spread
+from laconic.tune.unsettled import Unsettled
 
 Planes = Literal["first", "all"]
 FILE = "alpha.safetensors"
@@ -31,11 +31,10 @@ PRECISION = torch.float32
 
 
 @dataclass(frozen=True, eq=False)
-class TunedScales(CompressedTensor):
+class TunedScales(Unsettled):
     """A binary coded weight with `alpha * (1 + delta)` in the place of its scales.
 
-    Forward it has the value that `settled` will have, rounding to the stored dtype included; the gradient
-    passes that rounding unchanged. Of products only those with signs are kept for the gradient: that of a
+    Of products only those with signs are kept for the gradient: that of a
     whole weight is never formed where rows have one scale.
 
     Attributes:
@@ -58,16 +57,8 @@ class TunedScales(CompressedTensor):
         )
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.inner.dtype
-
-    @property
-    def format(self) -> str:
-        return self.inner.format
+    def free(self) -> Iterable[nn.Parameter]:
+        return (self.delta,)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         columns = self.inner.shape[1:].numel()
@@ -87,7 +78,6 @@ class TunedScales(CompressedTensor):
         return (y if bias is None else y + bias).to(x.dtype)
 
     def settled(self) -> Binary:
-        """The weight with what was learned, as it is stored."""
         return replace(self.inner, alpha=self.scales())
 
     def scales(self) -> Tensor:
@@ -95,20 +85,6 @@ class TunedScales(CompressedTensor):
         count = len(self.delta)
         learned = self.inner.alpha[:count].to(PRECISION) * (1 + self.delta.detach())
         return torch.cat([learned.to(self.inner.alpha.dtype), self.inner.alpha[count:]])
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.inner.tensors()
-
-    def to(self, device: torch.device | str) -> Self:
-        self.delta.data = self.delta.data.to(device)
-        return replace(self, inner=self.inner.to(device))
-
-    def state(self) -> State:
-        return self.settled().state()
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        raise UsageError("tuned scales are stored as what they have settled to")
 
     def _signs(self) -> Tensor:
         """(p, R, C) of -1 and 1."""

@@ -1,7 +1,7 @@
 """`Tunable`: a compressed weight whose scales or codebooks are trained while its codes stay."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,17 +10,14 @@ from torch import Tensor, nn
 from laconic.errors import UsageError, did_you_mean
 from laconic.tensors import CompressedTensor
 from laconic.tensors.coded import Coded
-from laconic.tensors.compressed import State
+from laconic.tune.unsettled import Unsettled
 
 PRECISION = torch.float32  # of what is trained; it is used as it would be stored
 
 
 @dataclass(frozen=True, eq=False)
-class Tunable(CompressedTensor):
+class Tunable(Unsettled):
     """A coded weight with parameters in the place of some of its tensors.
-
-    Forward it has the value that `settled` will have, rounding to the stored dtype included; the
-    gradient passes that rounding unchanged.
 
     Attributes:
         inner: the weight.
@@ -37,7 +34,7 @@ class Tunable(CompressedTensor):
     inner: Coded
     values: dict[str, nn.Parameter]
 
-    kind: ClassVar[str] = "tunable"
+    kind: ClassVar[str] = "tunable weights"
 
     @classmethod
     def of(cls, value: CompressedTensor, names: Iterable[str]) -> Self:
@@ -59,39 +56,15 @@ class Tunable(CompressedTensor):
         return cls(value, free)
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.inner.dtype
-
-    @property
-    def format(self) -> str:
-        return self.inner.format
+    def free(self) -> Iterable[nn.Parameter]:
+        return self.values.values()
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         value = self._with(dict(self.values))._dense_by_torch()
         return value.reshape(self.shape).to(dtype or self.dtype)
 
     def settled(self) -> Coded:
-        """The weight with what was learned, as it is stored."""
         return self._with({name: value.detach() for name, value in self.values.items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.inner.tensors()
-
-    def to(self, device: torch.device | str) -> Self:
-        for value in self.values.values():
-            value.data = value.data.to(device)
-        return replace(self, inner=self.inner.to(device))
-
-    def state(self) -> State:
-        return self.settled().state()
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        raise UsageError("a tunable weight is stored as what it has settled to")
 
     def _with(self, values: dict[str, Any]) -> Coded:
         tensors = self.inner.tensors()
