@@ -190,6 +190,27 @@ def test_nearest_takes_the_first_of_equals():
     assert distance.tolist() == [[1.0, 9.0]]
 
 
+@pytest.mark.parametrize("count", [1, module.LANES - 1, module.LANES, 3 * module.LANES + 5])
+@pytest.mark.parametrize("kind", ["none", "points", "coordinates"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearest_is_what_all_distances_say(count, kind, dtype):
+    generator = torch.Generator().manual_seed(count)
+    points = torch.randint(-9, 9, (2, count, 3), generator=generator).to(dtype)  # equals occur
+    centroids = torch.randint(-9, 9, (2, 20, 3), generator=generator).to(dtype)
+    weights = torch.rand(2, count, 3 if kind == "coordinates" else 1, generator=generator)
+    weights = None if kind == "none" else weights.squeeze(-1)
+    index, distance = nearest(points, centroids, weights=weights)
+    square = (points[:, :, None] - centroids[:, None]).square()
+    if kind == "coordinates":
+        square = square * weights[:, :, None].to(dtype)
+    every = square.sum(-1)
+    least = every.amin(-1)
+    assert torch.allclose(every.gather(2, index[..., None])[..., 0], least)
+    if kind != "coordinates":  # whole numbers: the first of equals, exactly
+        assert torch.equal(index, (every == least[..., None]).int().argmax(-1))
+    assert torch.allclose(distance, least * weights.to(dtype) if kind == "points" else least)
+
+
 def test_bad_input():
     points, weights = problem()
     nan = points.clone()

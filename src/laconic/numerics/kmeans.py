@@ -20,6 +20,7 @@ from laconic.numerics.parallel import one_thread, parallel_map
 
 PRECISION = torch.float64  # of means and distortion
 PAIRS_AT_ONCE = 1 << 22  # distances computed together: bounds the memory
+LANES = 128  # points that are compared with one centroid after the other, in vectors
 EXACT_STEPS = 1 << 26  # points times centroids on a line up to which the optimum is sought
 
 
@@ -236,22 +237,50 @@ def _nearest_numba(x: Tensor, w: Tensor, c: Tensor, out: Tensor, distance: Tenso
 @njit(cache=True, nogil=True)
 def _nearest(x: Any, w: Any, c: Any, out: Any, distance: Any) -> None:
     """Fills `out` and `distance` (b, n) for points x (b, n, D) and centroids c (b, D, K)."""
-    count = c.shape[2]
-    total = np.empty(count, x.dtype)
+    whole = x.shape[1] // LANES * LANES
     for b in range(x.shape[0]):
-        for n in range(x.shape[1]):
+        _nearest_in_lanes(x[b, :whole], w, b, c[b], out[b], distance[b])
+        total = np.empty(c.shape[2], x.dtype)
+        for n in range(whole, x.shape[1]):
             total[:] = 0
             for d in range(x.shape[2]):
-                value = x[b, n, d]
                 weight = w[b, n, d] if w.size else x.dtype.type(1)
-                for k in range(count):
-                    step = value - c[b, d, k]
+                for k in range(total.size):
+                    step = x[b, n, d] - c[b, d, k]
                     total[k] += step * step * weight
             best = 0
-            for k in range(1, count):
+            for k in range(1, total.size):
                 if total[k] < total[best]:
                     best = k
             out[b, n], distance[b, n] = best, total[best]
+
+
+@njit(cache=True, nogil=True)
+def _nearest_in_lanes(x: Any, w: Any, b: int, c: Any, out: Any, distance: Any) -> None:
+    """The same for points x (n, D), n a multiple of LANES: side by side, one centroid after the other."""
+    count, dim = x.shape
+    values, weights = np.empty((dim, LANES), x.dtype), np.ones((dim, LANES), x.dtype)
+    total, least, at = np.empty(LANES, x.dtype), np.empty(LANES, x.dtype), np.empty(LANES, np.int32)
+    for first in range(0, count, LANES):
+        for j in range(LANES):
+            least[j], at[j] = np.inf, 0
+            for d in range(dim):
+                values[d, j] = x[first + j, d]
+                if w.size:
+                    weights[d, j] = w[b, first + j, d]
+        for k in range(c.shape[1]):
+            total[:] = 0
+            for d in range(dim):
+                centroid = c[d, k]
+                for j in range(LANES):
+                    step = values[d, j] - centroid
+                    total[j] += step * step * weights[d, j]
+            for j in range(LANES):  # without branches, so that it is done in vectors
+                nearer = total[j] < least[j]
+                least[j] = total[j] if nearer else least[j]
+                at[j] = k if nearer else at[j]
+        for j in range(LANES):
+            out[first + j], distance[first + j] = at[j], least[j]
 
 
 def _means(points: Tensor, weights: Tensor | None, state: _State) -> Tensor:
