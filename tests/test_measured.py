@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import laconic.budgeting
+from laconic.calibrate.library import StatisticsLibrary
 from laconic.compression import compress
 from laconic.errors import CorruptFile, UsageError
 from laconic.measured import MeasuredTables
@@ -82,6 +83,11 @@ def test_the_next_budget_measures_nothing(tiny_models, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_kept(tiny_models, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        MeasuredTables(tmp_path / "file", [])
+    with pytest.raises(UsageError, match="is a file"):
+        StatisticsLibrary(tmp_path / "file", "key")
     model = torch.nn.Sequential(torch.nn.Linear(64, 64))
     with pytest.raises(UsageError, match="in memory"):
         compress(model, RTN(), budget="4bit", measured=tmp_path)

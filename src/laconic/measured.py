@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from laconic.errors import CorruptFile
+from laconic.errors import CorruptFile, UsageError
 from laconic.planning import Chain, OptionTable
 from laconic.registry import name_of
 
@@ -25,6 +25,9 @@ class MeasuredTables:
         about: names the model, its data and the layers, as JSON values: what a table depends on
             besides the methods.
 
+    Raises:
+        UsageError: `folder` is a file.
+
     Example:
         >>> import tempfile
         >>> from laconic.quantize.rtn import RTN
@@ -35,6 +38,8 @@ class MeasuredTables:
     """
 
     def __init__(self, folder: Path, about: Sequence[Any]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file: give a folder for what is measured")
         self.folder, self._about = folder, [version("laconic"), *about]
 
     def get(self, counted: str, options: Sequence[Chain]) -> OptionTable | None:

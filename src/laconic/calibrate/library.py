@@ -28,11 +28,13 @@ class StatisticsLibrary:
         key: names model and data; what was collected of others is refused.
 
     Raises:
-        UsageError: the folder holds statistics of another model or of other data.
+        UsageError: the folder holds statistics of another model or of other data, or is a file.
         CorruptFile: it cannot be read.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file: give a folder for statistics")
         self.folder, self._key = folder, key
         if not (folder / INDEX).is_file():
             return
