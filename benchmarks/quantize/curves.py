@@ -58,9 +58,8 @@ def prove(bench: Bench) -> None:
             family: [measured(bench, name, model, chain) for chain in chains]
             for family, chains in FORMATS.items()
         }
-        with (
-            tempfile.TemporaryDirectory() as tables
-        ):  # the first budget of three measures the layers
+        with tempfile.TemporaryDirectory() as tables:
+            # the first budget of three measures the layers
             mixed = {
                 axis: [
                     measured(bench, name, model, Mixed(formats), f"{bits}{unit}", tables=tables)

@@ -15,12 +15,13 @@ from laconic.calibrate.options import RunOptions
 from laconic.errors import BudgetError, UsageError
 from laconic.hf import prepare_for_saving, quantization_config
 from laconic.job import Job, TooLarge
+from laconic.jsonfile import save_json
 from laconic.method import Method
 from laconic.models.open import open_source
 from laconic.models.source import ModelSource
 from laconic.progress import SILENT, Progress
 from laconic.report.compression import CompressionReport
-from laconic.report.points import REPORT_FILE, save_json
+from laconic.report.points import REPORT_FILE
 
 RETRIES = 4  # how often a byte budget that the finished file misses is tightened
 

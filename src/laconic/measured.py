@@ -1,7 +1,6 @@
 """What a budget measured of every layer, kept in a folder for the next budget."""
 
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import xxhash
 
 from laconic.errors import CorruptFile, UsageError
+from laconic.jsonfile import save_json
 from laconic.planning import Chain, OptionTable
 from laconic.registry import name_of
 
@@ -68,15 +68,10 @@ class MeasuredTables:
 
     def put(self, counted: str, table: OptionTable) -> None:
         """Keeps `table`, whose costs are `counted`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = {name: getattr(table, name) for name in ARRAYS}
         values = {name: None if array is None else array.tolist() for name, array in kept.items()}
-        file = self._file(counted, table.options)
-        temporary = file.with_suffix(f".partial-{os.getpid()}")
-        temporary.write_text(
-            json.dumps({"layers": table.layers, "weights": table.weights, **values})
-        )
-        temporary.replace(file)
+        content = {"layers": table.layers, "weights": table.weights, **values}
+        save_json(self._file(counted, table.options), content, indent=None)
 
     def _file(self, counted: str, options: Sequence[Chain]) -> Path:
         chains = [[[name_of(type(m)), m.settings()] for m in chain] for chain in options]

@@ -37,8 +37,9 @@ def demo(
     quiet_libraries()
     from laconic.compression import compress
     from laconic.evaluate import evaluate
+    from laconic.jsonfile import save_json
     from laconic.quantize.rtn import RTN
-    from laconic.report.points import collect, save_json
+    from laconic.report.points import collect
     from laconic.report.table import print_table
     from laconic.report.write import write_report
     from laconic.zoo import REFERENCE, TEST_TEXT

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,14 +51,6 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
-
-
-def save_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON to a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def collect(paths: Iterable[Path]) -> list[Point]:
