@@ -13,9 +13,9 @@ from laconic.budgeting import default_method
 from laconic.calibrate.calibration import FITTED
 from laconic.calibrate.options import RunOptions
 from laconic.errors import BudgetError, UsageError
+from laconic.files import save_json
 from laconic.hf import prepare_for_saving, quantization_config
 from laconic.job import Job, TooLarge
-from laconic.jsonfile import save_json
 from laconic.method import Method
 from laconic.models.open import open_source
 from laconic.models.source import ModelSource

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from laconic.errors import CorruptFile, UsageError
-from laconic.jsonfile import save_json
+from laconic.files import save_json
 from laconic.planning import Chain, OptionTable
 from laconic.registry import name_of
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from laconic.errors import CorruptFile, DataError
-from laconic.jsonfile import save_json
+from laconic.files import save_json
 from laconic.report.axes import quality_axis, resident_axis, size_axis
 from laconic.report.points import Point, collect
 from laconic.report.table import COLUMNS, print_table, row

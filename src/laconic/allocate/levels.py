@@ -23,6 +23,7 @@ from laconic.calibrate.runner import run_layers
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.steps import BlockView
 from laconic.errors import CorruptFile, UsageError
+from laconic.files import whole_file
 from laconic.models.sink import NoSink
 from laconic.models.source import ModelSource
 from laconic.numerics.parallel import parallel_map
@@ -164,13 +165,9 @@ class Database:
         entries = [[e.bits, e.error] for e in self.entries[name]]
         blobs = {str(i): np.frombuffer(encode(r), np.uint8).copy() for i, r in enumerate(records)}
         tensors = {key: torch.from_numpy(blob) for key, blob in blobs.items()}
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            tensors, path.with_suffix(".tmp"),
-            metadata={"identity": identity, "entries": json.dumps(entries)},
-        )  # fmt: skip
-        path.with_suffix(".tmp").replace(path)
+        metadata = {"identity": identity, "entries": json.dumps(entries)}
+        with whole_file(self._path(name)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     def _restore(self, name: str, identity: str) -> bool:
         """Takes over what the layer's file says, if it is of the same layer and strengths."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import Collected, Statistic
 from laconic.errors import CorruptFile, UsageError
+from laconic.files import save_json, whole_file
 from laconic.models.layout import Layer
 from laconic.models.safetensors import read_header, read_tensor
 from laconic.models.shards import write_file
@@ -85,7 +86,6 @@ class StatisticsLibrary:
 
     def put(self, block: str, stats: Mapping[str, LayerStats]) -> None:
         """Keeps what was collected of a block; what was there of it is replaced."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         names = list(stats)
         tensors: dict[str, Tensor] = {}
         owners: dict[int, int] = {}
@@ -99,10 +99,9 @@ class StatisticsLibrary:
                 tensors[f"{prefix}|count"] = torch.tensor(found.count)
                 for key, tensor in (found.sums or {}).items():
                     tensors[f"{prefix}|{key}"] = tensor
-        temporary = self._file(block).with_suffix(".tmp")
-        write_file(temporary, tensors)
-        temporary.replace(self._file(block))
-        (self.folder / INDEX).write_text(json.dumps({"key": self._key}))
+        with whole_file(self._file(block)) as temporary:
+            write_file(temporary, tensors)
+        save_json(self.folder / INDEX, {"key": self._key})
 
     def has_all(self, blocks: Sequence[str]) -> bool:
         """Whether there is a file for every one of `blocks`."""

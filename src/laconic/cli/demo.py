@@ -37,7 +37,7 @@ def demo(
     quiet_libraries()
     from laconic.compression import compress
     from laconic.evaluate import evaluate
-    from laconic.jsonfile import save_json
+    from laconic.files import save_json
     from laconic.quantize.rtn import RTN
     from laconic.report.points import collect
     from laconic.report.table import print_table

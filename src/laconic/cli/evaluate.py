@@ -49,7 +49,7 @@ def evaluate(
         raise UsageError(f"--slice is quick or full, found {slice!r}")
     quiet_libraries()
     from laconic.evaluate import evaluate as run
-    from laconic.jsonfile import save_json
+    from laconic.files import save_json
 
     report = run(
         model, data, against=against, slice=slice, batch=batch, device=device, trust=trust,

@@ -1,11 +1,11 @@
 """The file of a latency table: seconds by shape, one section for each device and version."""
 
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 
 from laconic.errors import CorruptFile
+from laconic.files import save_json
 
 FORMAT = 1
 
@@ -52,11 +52,8 @@ class TimingsFile:
             return
         sections = self._read()
         sections[self._section] = sections.get(self._section, {}) | self._times
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         content = {"laconic_latency": FORMAT, "seconds": sections}
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        temporary.replace(self._path)
+        save_json(self._path, content, sort_keys=True)
         self._changed = False
 
     def _keep(self, name: str, value: float) -> None:

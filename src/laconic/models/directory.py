@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import CorruptFile, LaconicError, OutputExists
+from laconic.files import save_json
 from laconic.models.safetensors import Entry, read_header
 from laconic.models.shards import write_file
 from laconic.models.sink import Sink
@@ -87,9 +88,7 @@ class DirectorySink(Sink):
             return
         self._flush()
         state = {"pieces": self._pieces, "modules": self._modules, "progress": progress}
-        temporary = self.work / f"{PROGRESS}.tmp"
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.work / PROGRESS)
+        save_json(self.work / PROGRESS, state, indent=None)
         self._saved = progress
 
     def resumed(self) -> dict[str, Any]:

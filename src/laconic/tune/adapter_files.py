@@ -1,7 +1,6 @@
 """LoRA on disk, in PEFT's layout: `adapter_model.safetensors` and `adapter_config.json`."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from laconic.errors import CorruptFile, UsageError, did_you_mean
+from laconic.files import save_json, whole_file
 from laconic.tensors.modules import is_conv1d
 from laconic.tune.adapters import attach, loras, matches
 from laconic.tune.lora import LoRA, is_linear, linear_shape
@@ -66,7 +66,6 @@ def save_factors(
         transposed: whether the layers keep their weight as (in, out), as GPT-2's do.
     """
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
     ranks = {path: len(a) for path, (a, _) in factors.items()}
     scales = {path: float(rank) for path, rank in ranks.items()} if alphas is None else alphas
     tensors = {
@@ -88,12 +87,9 @@ def save_factors(
         "rank_pattern": {p: r for p, r in ranks.items() if r != ranks[first]},
         "alpha_pattern": {p: a for p, a in scales.items() if a != scales[first]},
     }
-    temporary = out / f"{TENSORS}.{os.getpid()}"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(out / TENSORS)
-    temporary = out / f"{CONFIG}.{os.getpid()}"
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(out / CONFIG)
+    with whole_file(out / TENSORS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_json(out / CONFIG, config, indent=2)
     return out
 
 

@@ -6,7 +6,6 @@ scales of the first plane (or of all), one number a row or group, and keeps thes
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from laconic.errors import CorruptFile, UsageError
+from laconic.files import whole_file
 from laconic.tensors import CompressedTensor
 from laconic.tensors.binary import Binary
 from laconic.tensors.modules import CompressedLinear
@@ -150,12 +150,10 @@ def save_scales(model: nn.Module, folder: str | Path) -> Path:
     if not tuned:
         raise UsageError("no scales are set free: see add_scales")
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
     tensors = {p: w.scales()[: len(w.delta)].cpu().contiguous() for p, w in tuned.items()}
     base = _digest({path: value.inner for path, value in tuned.items()})
-    temporary = out / f"{FILE}.{os.getpid()}"
-    save_file(tensors, temporary, metadata={"laconic": json.dumps({"base": base})})
-    temporary.replace(out / FILE)
+    with whole_file(out / FILE) as temporary:
+        save_file(tensors, temporary, metadata={"laconic": json.dumps({"base": base})})
     return out
 
 

@@ -1,6 +1,5 @@
 """Nested values with tensors in them, in one checked file: what `torch.save` does, without pickle."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from laconic.coding.framing import IndexedReader, IndexedWriter
 from laconic.errors import CorruptFile, UsageError
+from laconic.files import whole_file
 from laconic.tensors.dtypes import from_raw, name_of, to_raw
 
 FORMAT = 1
@@ -27,14 +27,10 @@ def write_values(path: Path, value: Any) -> None:
     Raises:
         UsageError: something else is in it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file, IndexedWriter(file) as writer:
-            writer.close(format=FORMAT, value=_put(value, writer, [0]))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole_file(path) as temporary, temporary.open("wb") as file, IndexedWriter(file) as writer,
+    ):  # fmt: skip
+        writer.close(format=FORMAT, value=_put(value, writer, [0]))
 
 
 def read_values(path: Path, what: str) -> Any:
