@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laconic.errors import BadWeights, UsageError
+from laconic.numerics import _nearest
 from laconic.numerics import kmeans as module
 from laconic.numerics.kmeans import kmeans, nearest
 from laconic.numerics.kmeans_1d import kmeans_1d_exact
@@ -75,15 +76,15 @@ def test_the_batch_does_not_matter():
 def test_the_size_of_the_parts_does_not_matter(monkeypatch, pairs):
     points, weights = problem(batch=4, total=50)
     whole = kmeans(points, 6, weights=weights)
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(_nearest, "PAIRS_AT_ONCE", pairs)
     assert all(torch.equal(a, b) for a, b in zip(whole, kmeans(points, 6, weights=weights)))
 
 
 def test_parts_cover_the_batch_within_the_bound(monkeypatch):
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 1000)
+    monkeypatch.setattr(_nearest, "PAIRS_AT_ONCE", 1000)
     for batch, total, count in itertools.product((1, 7), (3, 120), (1, 16, 3000)):
         seen = torch.zeros(batch, total)
-        for part in module._parts(batch, total, count):
+        for part in _nearest._parts(batch, total, count):
             seen[part] += 1
             assert seen[part].numel() * count <= max(1000, count)
         assert (seen == 1).all()
@@ -94,7 +95,7 @@ def test_other_devices_round_alike(monkeypatch, kind):
     """Kernels for other devices, run here, give the bits of those for this one."""
     points, weights = problem(kind=kind, dim=4)
     once = kmeans(points, 11, weights=weights)
-    monkeypatch.setattr(module, "_nearest_numba", module._nearest_torch)
+    monkeypatch.setattr(_nearest, "_nearest_numba", _nearest._nearest_torch)
 
     def segments(values, key, size):
         order, lengths = torch.argsort(key, stable=True), torch.bincount(key, minlength=size)
@@ -105,7 +106,7 @@ def test_other_devices_round_alike(monkeypatch, kind):
 
 
 def test_the_same_bits_on_any_number_of_threads(same_bits, monkeypatch):
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 1 << 12)
+    monkeypatch.setattr(_nearest, "PAIRS_AT_ONCE", 1 << 12)
     points, weights = problem(total=1000, dim=3)
     same_bits(lambda: kmeans(points, 16, weights=weights, iterations=5))
     seed = torch.Generator()
@@ -190,7 +191,7 @@ def test_nearest_takes_the_first_of_equals():
     assert distance.tolist() == [[1.0, 9.0]]
 
 
-@pytest.mark.parametrize("count", [1, module.LANES - 1, module.LANES, 3 * module.LANES + 5])
+@pytest.mark.parametrize("count", [1, _nearest.LANES - 1, _nearest.LANES, 3 * _nearest.LANES + 5])
 @pytest.mark.parametrize("kind", ["none", "points", "coordinates"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nearest_is_what_all_distances_say(count, kind, dtype):

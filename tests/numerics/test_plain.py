@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics import _obs_eliminate, _obs_run, kmeans, kmeans_1d, obs_coded
+from laconic.numerics import _nearest, _obs_eliminate, _obs_run, kmeans, kmeans_1d, obs_coded
 from laconic.numerics.cholesky import inverse, inverse_upper
 from laconic.numerics.kmeans_1d import kmeans_1d_exact
 from laconic.numerics.obs import grid_sweep, sparse_sweep
@@ -63,7 +63,9 @@ def test_exact_blocks():
 def test_nearest_centroids(weighted):
     points = torch.randn(2, 40, 3)
     weights = torch.rand(2, 40, 3) if weighted else None
-    check_same(kmeans, "_nearest", lambda: kmeans.kmeans(points, 5, weights=weights, iterations=3))
+    check_same(
+        _nearest, "_nearest", lambda: kmeans.kmeans(points, 5, weights=weights, iterations=3)
+    )
 
 
 def test_centroids_on_a_line():
