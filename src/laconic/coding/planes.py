@@ -51,11 +51,12 @@ _WORDS: dict[int, np.dtype[Any]] = {
 
 #: Layouts by the dtype names of the safetensors format.
 LAYOUTS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), Layout(1, False)),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F4", "F6_E2M3", "F6_E3M2"), Layout(1, False)),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), Layout(1, False)),
     **dict.fromkeys(("U16", "I16"), Layout(2, False)),
     **dict.fromkeys(("F16", "BF16"), Layout(2, True)),
     **dict.fromkeys(("U32", "I32"), Layout(4, False)),
-    "F32": Layout(4, True),
+    **dict.fromkeys(("F32", "C64"), Layout(4, True)),  # a complex number is two floats
     **dict.fromkeys(("U64", "I64"), Layout(8, False)),
     "F64": Layout(8, True),
 }

@@ -6,19 +6,16 @@ error; pread does neither.
 
 import json
 import os
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from laconic.coding.safetensors import read_placed
 from laconic.errors import CorruptFile, UnsupportedModel
 from laconic.tensors.dtypes import BY_NAME, from_raw
-
-MAX_HEADER = 100 << 20  # as the safetensors library
 
 
 @dataclass(frozen=True)
@@ -46,30 +43,16 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         CorruptFile: no safetensors file, truncated, or entries that do not fit the file.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = os.pread(file.fileno(), 8, 0)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, max(0, size - 8)):
-            raise CorruptFile(f"{path}: no safetensors file, or truncated in its header")
-        text = os.pread(file.fileno(), length, 8)
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        entries = {name: _entry(path, info, 8 + length) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFile(f"{path}: the safetensors header cannot be read: {error!r}") from error
-    end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
-        if entry.start < end:
-            raise CorruptFile(f"{path}: tensor {name} overlaps the one before it")
-        end = entry.start + entry.size
-        if end > size:
-            raise CorruptFile(
-                f"{path}: tensor {name} ends at byte {end}, the file has {size} (truncated; "
-                "download or copy it again)"
-            )
-    return entries
+        placed = read_placed(
+            lambda start, size: os.pread(file.fileno(), size, start), path.stat().st_size, str(path)
+        )
+    strange = [name for name, entry in placed.items() if entry.dtype not in BY_NAME]
+    if strange:
+        raise CorruptFile(
+            f"{path}: torch has no dtype {placed[strange[0]].dtype} of tensor {strange[0]}"
+        )
+    return {name: Entry(path, *entry) for name, entry in placed.items()}
 
 
 def read_tensor(entry: Entry) -> Tensor:
@@ -120,17 +103,3 @@ def read_headers(shards: Iterable[Path]) -> dict[str, Entry]:
                 raise CorruptFile(f"{name} is in {entries[name].path.name} and in {shard.name}")
             entries[name] = entry
     return entries
-
-
-def _entry(path: Path, info: dict[str, Any], base: int) -> Entry:
-    start, stop = info["data_offsets"]
-    shape = tuple(info["shape"])
-    dtype = str(info["dtype"])
-    if any(type(number) is not int for number in (start, stop, *shape)):
-        raise TypeError("offsets and shapes are whole numbers")
-    if dtype not in BY_NAME:
-        raise ValueError(f"dtype {dtype!r} is not known")
-    expected = int(np.prod(shape, dtype=object)) * BY_NAME[dtype].itemsize
-    if start < 0 or min(shape, default=0) < 0 or stop - start != expected:
-        raise ValueError(f"offsets {start}..{stop} do not fit {dtype} {list(shape)}")
-    return Entry(path, dtype, shape, base + start, stop - start)
