@@ -2,7 +2,7 @@
 
 A GPT-NeoX (parallel attention and feed-forward, one fused projection for query, key and value: none of the
 zoo has that) is trained for five minutes from a random seed, and put into an empty folder as `my-model`,
-beside `train.txt` and `valid.txt`. Then every block of README's "Five examples" is run there as it stands:
+beside `train.txt` and `valid.txt`. Then every block of README's "Examples" is run there as it stands:
 shell blocks by a shell, line by line, Python blocks by Python; `model` of the last one is my-model.
 """
 
@@ -56,7 +56,7 @@ def prove(bench: Bench) -> None:
     bench.check("the report is one page with both models", made["page"])
     columns = ["example", "exit code", "s"]
     bench.table(
-        "README's five examples", columns,
+        "README's examples", columns,
         [[b["text"], b["code"], b["seconds"]] for b in runs["blocks"]],
     )  # fmt: skip
 
@@ -70,8 +70,8 @@ def _use(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def examples(readme: str) -> list[tuple[str, str]]:
-    """(language, text) of every block of the section "Five examples"; shell blocks line by line."""
-    section = readme.split("## Five examples")[1].split("\n## ")[0]
+    """(language, text) of every block of the section "Examples"; shell blocks line by line."""
+    section = readme.split("## Examples")[1].split("\n## ")[0]
     found = []
     for language, text in re.findall(r"```(\w*)\n(.*?)```", section, flags=re.DOTALL):
         lines = [text.strip()] if language else text.strip().splitlines()

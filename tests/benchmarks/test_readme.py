@@ -14,5 +14,5 @@ def test_every_block_is_found():
 
 
 def test_other_sections_are_not_examples():
-    text = "```\nmake demo\n```\n## Five examples\n```\na b\nc\n```\n```python\nx\ny\n```\n## More\n```\nd\n```\n"
+    text = "```\nmake demo\n```\n## Examples\n```\na b\nc\n```\n```python\nx\ny\n```\n## More\n```\nd\n```\n"
     assert examples(text) == [("sh", "a b"), ("sh", "c"), ("python", "x\ny")]

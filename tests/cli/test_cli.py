@@ -13,28 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from laconic import cli
 from laconic.zoo import REFERENCE
 
 KEYS = {
     "method", "settings", "model", "out", "stored_bytes", "dense_bytes", "kept", "bits_per_weight",
     "resident_bits_per_weight", "seconds", "peak_rss_bytes", "layers", "warnings",
 }  # fmt: skip
-
-
-@pytest.fixture
-def laconic(monkeypatch, capfd):
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["laconic", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            raise SystemExit(0)
-        captured = capfd.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from laconic.cli import capacity, compress, demo, evaluate, exchange, inspect, methods, report
+from laconic.cli import capacity, compress, demo, evaluate, exchange, inspect, methods, pack, report
 from laconic.errors import LaconicError, UsageError
 
 VERBS: tuple[Callable[..., None], ...] = (
@@ -15,6 +15,9 @@ VERBS: tuple[Callable[..., None], ...] = (
     evaluate.evaluate,
     methods.methods,
     inspect.inspect,
+    pack.pack,
+    pack.unpack,
+    pack.verify,
     report.report,
     capacity.capacity,
     exchange.export,

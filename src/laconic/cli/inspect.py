@@ -11,7 +11,9 @@ SHOWN = 40  # rows of the table; --json has them all
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Model directory or safetensors file.")],
+    path: Annotated[
+        Path, typer.Argument(help="Model directory, safetensors file, or what laconic pack wrote.")
+    ],
     json: Json = False,
     all_: Annotated[bool, typer.Option("--all", help="Show every tensor.")] = False,
 ) -> None:
@@ -19,13 +21,58 @@ def inspect(
 
     Example: laconic inspect my-model-4bit
     """
-    from laconic.report.inspection import inspect_path
+    limit = None if all_ else SHOWN
+    if path.is_file() and _is_archive(path):
+        from laconic.store.inspection import inspect_archive
 
-    inspection = inspect_path(path)
+        inspection, show = inspect_archive(path), _show_archive
+    else:
+        from laconic.report.inspection import inspect_path
+
+        inspection, show = inspect_path(path), _show
     if json:
         print_json(inspection)
     else:
-        _show(inspection, None if all_ else SHOWN)
+        show(inspection, limit)
+
+
+def _is_archive(path: Path) -> bool:
+    from laconic.coding.framing import INDEXED_MAGIC
+
+    with path.open("rb") as file:
+        return file.read(len(INDEXED_MAGIC)) == INDEXED_MAGIC
+
+
+def _show_archive(inspection: dict[str, Any], limit: int | None) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("file and tensor")
+    table.add_column("dtype", no_wrap=True)
+    for heading in ("shape", "bytes", "packed", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("as", no_wrap=True)
+    rows = []
+    for file in inspection["files"]:
+        rows.append((f"[bold]{file['path']}[/bold]", file["kind"], "", file))
+        rows += [
+            (f"  {t['name']}", t["dtype"].lower(), "x".join(map(str, t["shape"])), t)
+            for t in file["tensors"]
+        ]
+        if file["tensors"]:
+            rows.append(("  [dim]the rest[/dim]", "", "", file["rest"]))
+    for name, dtype, shape, row in rows[:limit]:
+        share = f"{row['stored_bytes'] / max(1, row['raw_bytes']):.1%}"
+        table.add_row(
+            name, dtype, shape, size(row["raw_bytes"]), size(row["stored_bytes"]), share,
+            row.get("as", ""),
+        )  # fmt: skip
+    console.print(f"[bold]{inspection['path']}[/bold]   packed by laconic")
+    console.print(table)
+    if limit is not None and len(rows) > limit:
+        console.print(f"  [dim]… {len(rows) - limit} more: --all[/dim]")
+    raw, stored = inspection["raw_bytes"], inspection["stored_bytes"]
+    console.print(f"  {size(raw)} in {size(stored)} ({stored / max(1, raw):.1%})")
 
 
 def _show(inspection: dict[str, Any], limit: int | None) -> None:

@@ -7,13 +7,13 @@ plane, then the sets of context tables that the entries name, if any.
 from typing import NamedTuple
 
 import numpy as np
-import zstandard
 
 from laconic.coding import huffman, rans, varint
 from laconic.coding.contexts import ContextTables
 from laconic.coding.planes import Layout
 from laconic.coding.sharing import MOST
 from laconic.coding.tables import Tables
+from laconic.coding.zstd import unzstd
 from laconic.errors import CorruptFile
 
 RAW, HUFFMAN, CONSTANT, RANS, ZSTD, CONTEXT = range(6)
@@ -70,7 +70,7 @@ class Directory(NamedTuple):
         elif kind == CONTEXT:
             self.sets[table].decode(payload, top, out)
         elif kind == ZSTD:
-            out[:] = _unzstd(payload, out.size)
+            out[:] = unzstd(payload, out.size, "compressed block")
         elif payload.size == (1 if kind == CONSTANT else out.size):
             out[:] = payload
         else:
@@ -110,13 +110,3 @@ def read_directory(reader: varint.Reader, layout: Layout, whole: int, chunk: int
         if contexts > 2 * MOST:
             raise CorruptFile(f"{reader.what}: more context tables than a decoder should make")
     return Directory(entries, tables, sets)
-
-
-def _unzstd(payload: np.ndarray, size: int) -> np.ndarray:
-    try:
-        if zstandard.frame_content_size(payload.data) != size:  # it would be allocated
-            raise CorruptFile("compressed block: a zstd piece has an impossible size")
-        plain = zstandard.ZstdDecompressor().decompress(payload.data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptFile(f"compressed block: zstd says {error}") from error
-    return np.frombuffer(plain, np.uint8)

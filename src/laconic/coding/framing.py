@@ -123,6 +123,9 @@ class _Entry(NamedTuple):
 class IndexedWriter:
     """Writes an indexed file section by section; nothing is sought, so a pipe will do.
 
+    Attributes:
+        size: bytes of the file, once it is closed.
+
     Example:
         >>> import io
         >>> stream = io.BytesIO()
@@ -136,6 +139,7 @@ class IndexedWriter:
         self._stream = stream
         self._entries: dict[str, _Entry] = {}
         self._closed = False
+        self.size = 0
         stream.write(INDEXED_MAGIC + bytes([VERSION]))
         self._offset = START
 
@@ -155,7 +159,7 @@ class IndexedWriter:
         self._offset += length
 
     def close(self, **metadata: Any) -> None:
-        """Writes the index, with `metadata` (JSON values), and the footer, once.
+        """Writes the index, with `metadata` (JSON values), and the footer, once; then there is a `size`.
 
         The end of a `with` block does it where that was not done. The stream stays open: it is the
         caller's.
@@ -169,6 +173,7 @@ class IndexedWriter:
         self._stream.write(index)
         checksum = xxhash.xxh3_64_intdigest(index)
         self._stream.write(_FOOTER.pack(self._offset, len(index), checksum, INDEXED_MAGIC))
+        self.size = self._offset + len(index) + _FOOTER.size
 
     def _expect_open(self) -> None:
         if self._closed:
@@ -230,6 +235,10 @@ class IndexedReader:
         """What was given to `IndexedWriter.add` with the section."""
         return self._entry(name).info
 
+    def length(self, name: str) -> int:
+        """Bytes of its payload."""
+        return self._entry(name).length
+
     def read(self, name: str) -> bytes:
         """The payload of section `name`; raises `CorruptFile` if its checksum differs."""
         entry = self._entry(name)
@@ -237,6 +246,11 @@ class IndexedReader:
         if xxhash.xxh3_64_intdigest(payload) != entry.xxh3:
             raise CorruptFile(f"laconic file: the checksum of section {name!r} does not match")
         return payload
+
+    def head(self, name: str, size: int) -> bytes:
+        """The first `size` bytes of its payload, or all if there are fewer; they are not checked."""
+        entry = self._entry(name)
+        return bytes(self._fetch(entry.offset, min(size, entry.length)))
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import CorruptFile, LaconicError, OutputExists
-from laconic.files import save_json
+from laconic.files import put_in_place, save_json
 from laconic.models.safetensors import Entry, read_header
 from laconic.models.shards import write_file
 from laconic.models.sink import Sink
@@ -232,19 +232,7 @@ class DirectorySink(Sink):
         shutil.rmtree(self.work / STATES, ignore_errors=True)
         for leftover in self.work.glob("piece-*.tmp"):
             leftover.unlink()
-        old = self.out.parent / f".{self.out.name}.old-{os.getpid()}"
-        if self.out.exists():
-            self.out.rename(old)
-        try:
-            self.work.rename(self.out)
-        except BaseException:
-            if old.exists():
-                old.rename(self.out)
-            raise
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
+        put_in_place(self.work, self.out)
 
 
 def _explained(error: OSError, out: Path) -> LaconicError:
