@@ -27,7 +27,9 @@ def test_listing_methods_loads_nothing_heavy() -> None:
 
 
 def test_coding_needs_no_torch() -> None:
-    assert not _loaded_after("import laconic.coding.blocks, laconic.coding.framing") & {
+    assert not _loaded_after(
+        "import laconic.coding.blocks, laconic.coding.framing, laconic.store.packing"
+    ) & {
         "torch",
         "transformers",
     }

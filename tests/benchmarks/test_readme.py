@@ -8,7 +8,7 @@ def test_every_block_is_found():
     found = examples((ROOT / "README.md").read_text())
     shells = [text for language, text in found if language == "sh"]
     assert [text.split()[:2] for text in shells] == [
-        ["laconic", "compress"], ["laconic", "compress"], ["laconic", "evaluate"], ["laconic", "report"],
+        ["laconic", "compress"], ["laconic", "compress"], ["laconic", "evaluate"], ["laconic", "report"], ["laconic", "pack"],
     ]  # fmt: skip
     assert [language for language, _ in found if language != "sh"] == ["python", "python"]
 
