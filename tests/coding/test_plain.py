@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laconic.coding import bitpack, contexts, huffman, huffman_tables, planes, rans, tables
+from laconic.coding import bitpack, contexts, deltas, huffman, huffman_tables, planes, rans, tables
 from laconic.coding.rans import SHORT
 from laconic.coding.tables import Tables
 from laconic.errors import CorruptFile, UsageError
@@ -136,3 +136,30 @@ def test_contexts():
     stream = found.encode(symbols, above)
     assert (stream == expected.encode(symbols, above)).all()
     assert (found.decode(stream, above) == symbols).all()
+
+
+@pytest.mark.parametrize(
+    ("itemsize", "ordered"), [(1, False), (2, True), (4, True), (8, True), (8, False)]
+)
+@np.errstate(over="ignore")  # as integers do
+def test_differences(itemsize, ordered):
+    python = plain("laconic.coding.deltas")
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 256, (2, 60 * itemsize), dtype=np.uint8).view(f"<u{itemsize}")
+    values[1, :40] = values[0, :40] + generator.integers(0, 50, 40).astype(values.dtype)
+    outcomes = []
+    for kernels in (deltas._kernels(itemsize, ordered), python._kernels(itemsize, ordered)):
+        counts = np.zeros((256, 256), np.int64)
+        bits = int(kernels.count(*values, counts))
+        groups = (np.arange(256) // 64).astype(np.uint8)
+        tokens, index = np.empty(60, np.uint8), np.empty(60, np.uint16)
+        low = np.zeros(bits // 8 + 9, np.uint8)
+        kernels.split(*values, groups, tokens, index, low)
+        again, out = np.empty_like(index), np.empty_like(values[0])
+        kernels.contexts(values[1], groups, again)
+        assert kernels.join(
+            tokens, np.append(low[: -(-bits // 8)], np.zeros(8, np.uint8)), values[1], out
+        )
+        assert (out == values[0]).all() and (index == again).all()
+        outcomes.append((bits, counts.tolist(), tokens.tolist(), index.tolist(), low.tolist()))
+    assert outcomes[0] == outcomes[1]

@@ -16,6 +16,11 @@ def unzstd(packed: np.ndarray, size: int, what: str) -> np.ndarray:
 
     Raises:
         CorruptFile: not such a frame.
+
+    Example:
+        >>> frame = np.frombuffer(zstandard.compress(b"abc"), np.uint8)
+        >>> unzstd(frame, 3, "example").tobytes()
+        b'abc'
     """
     try:
         if zstandard.frame_content_size(packed.data) != size:
