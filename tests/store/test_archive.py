@@ -180,7 +180,7 @@ def test_objects_that_are_not_what_they_are_called(tmp_path, slab):
         return payload[:1] + b"?" + payload[2:] if payload[0] == 0 and len(payload) > 1 else payload
 
     archive = Archive(forged(tmp_path, change))
-    with pytest.raises(CorruptFile, match=r"noise\.bin: its bytes are not those that were packed"):
+    with pytest.raises(CorruptFile, match=r"noise\.bin: its bytes are not those that were stored"):
         list(archive.chunks("noise.bin"))
     with pytest.raises(CorruptFile, match="not those of its name"):
         archive.read("noise.bin", 5, 7)
