@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from laconic.coding.planes import LAYOUTS
 from laconic.errors import CorruptFile
-from laconic.store.objects import decode, encode, kind_of
+from laconic.store.objects import Base, base_of, decode, encode, kind_of
 
 
 def raw(data):
@@ -54,3 +54,54 @@ def test_altered_objects(dtype):
         decode(blob, data.size - 1)
     with pytest.raises(CorruptFile):
         decode(b"", 0)
+
+
+def updated(change, size=40_000):
+    """(base, what an update made of it), bytes of bf16."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(0, 0.02, size)
+    return [
+        ((x.astype(np.float32).view(np.uint32)) >> 16).astype("u2").view(np.uint8)
+        for x in (values, values + generator.normal(0, change, size))
+    ]
+
+
+def changed_bits(size=40_000):
+    """Words in which single bits are flipped: far from each other in order."""
+    generator = np.random.default_rng(0)
+    base = generator.integers(0, 1 << 16, size, dtype=np.uint16)
+    return base.view(np.uint8), (base ^ np.uint16(1 << 12)).view(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        (updated(1e-5), "difference"), (updated(0), "xor"), (updated(1.0), "block"),
+        (changed_bits(), "xor"),
+    ],
+    ids=["near", "same", "far", "bits"],
+)  # fmt: skip
+def test_bases(pair, kind):
+    base, data = pair
+    blob = encode(data, "BF16", base=Base(bytes(32), base))
+    assert kind_of(blob) == kind
+    assert base_of(blob) == (None if kind == "block" else bytes(32))
+    assert len(blob) <= len(encode(data, "BF16"))
+    assert decode(blob, data.size, lambda digest, size: base).tobytes() == data.tobytes()
+
+
+def test_a_base_that_is_not_there():
+    base, data = updated(1e-5)
+    blob = encode(data, "BF16", base=Base(bytes(32), base))
+    with pytest.raises(CorruptFile, match="kind 3 do not hold"):
+        decode(blob, data.size)
+    with pytest.raises(CorruptFile):
+        decode(blob, data.size, lambda digest, size: data)
+    with pytest.raises(CorruptFile):
+        decode(blob[:20], data.size, lambda digest, size: base)
+
+
+def test_bases_of_other_sizes_are_not_used():
+    base, data = updated(1e-5)
+    assert kind_of(encode(data, "BF16", base=Base(bytes(32), base[2:]))) == "block"
+    assert kind_of(encode(data, None, base=Base(bytes(32), base))) != "difference"

@@ -3,29 +3,53 @@
 0  as it is
 1  a block: byte planes, entropy coded (`laconic.coding.blocks`)
 2  zstd, for text and what else repeats itself
+3  the difference from a base, in order (`laconic.coding.deltas`); 32 bytes of its digest come first
+4  the exclusive or with a base (BitX), as a block; likewise
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
+from laconic.coding import planes
 from laconic.coding.blocks import Buffer, as_bytes, compress, decompress
+from laconic.coding.deltas import compress_delta, decompress_delta, estimate
+from laconic.coding.estimates import block_bytes, sample
 from laconic.coding.zstd import unzstd
 from laconic.errors import CorruptFile
+from laconic.store.manifest import DIGEST
 
-RAW, BLOCK, ZSTD = range(3)
-KINDS = ("raw", "block", "zstd")
+RAW, BLOCK, ZSTD, ORDERED, XOR = range(5)
+KINDS = ("raw", "block", "zstd", "difference", "xor")
 ZSTD_LEVEL = 9
-SAMPLE = 1 << 18  # bytes of something unknown that tell whether zstd makes it smaller
+SAMPLE = 1 << 18  # bytes that tell which way makes it smallest
 GAIN = 0.99
 
 
-def encode(raw: np.ndarray, dtype: str | None, engine: str = "huffman") -> bytes:
+class Base(NamedTuple):
+    """An object that another is much like.
+
+    Attributes:
+        digest: its name.
+        raw: its bytes, as many.
+    """
+
+    digest: bytes
+    raw: np.ndarray
+
+
+def encode(
+    raw: np.ndarray, dtype: str | None, engine: str = "huffman", base: Base | None = None
+) -> bytes:
     """`raw` (N,) uint8 as an object; never more than a byte longer.
 
     Args:
         raw: bytes of a tensor, or of anything.
         dtype: of the tensor, as in safetensors; None where it is none.
         engine: see `laconic.coding.blocks.compress`.
+        base: what it may be stored as the difference from, where that is smaller.
 
     Example:
         >>> raw = np.frombuffer(b"the same again, " * 100, np.uint8)
@@ -33,18 +57,30 @@ def encode(raw: np.ndarray, dtype: str | None, engine: str = "huffman") -> bytes
         >>> len(blob) < 60, bytes(decode(blob, raw.size)) == raw.tobytes()
         (True, True)
     """
-    kind, coded = BLOCK, compress(raw, dtype or "U8", engine=engine).data
+    if base is not None and dtype is not None and base.raw.size == raw.size:
+        blob = _encode_near(raw, dtype, engine, base)
+        if len(blob) <= raw.size:
+            return blob
+    kind, coded = BLOCK, compress(raw, dtype or "U8", engine=engine)
     if dtype is None and _repeats(raw):
-        packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(raw.data)
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
+        packed = compressor.compress(raw.data)
         if len(packed) < len(coded):
-            kind, coded = ZSTD, memoryview(packed)
+            kind, coded = ZSTD, as_bytes(packed)
     if len(coded) >= raw.size:
-        kind, coded = RAW, raw.data
-    return b"".join((bytes((kind,)), coded))
+        kind, coded = RAW, raw
+    return b"".join((bytes((kind,)), coded.data))
 
 
-def decode(blob: Buffer, size: int) -> np.ndarray:
+def decode(
+    blob: Buffer, size: int, load: Callable[[bytes, int], np.ndarray] | None = None
+) -> np.ndarray:
     """The `size` bytes of an object, (size,) uint8.
+
+    Args:
+        blob: what `encode` gave.
+        size: bytes that it holds.
+        load: gives the bytes of its base, by digest and size.
 
     Raises:
         CorruptFile: truncated, altered, or of another size. What is stored as it is has no checksum.
@@ -55,18 +91,51 @@ def decode(blob: Buffer, size: int) -> np.ndarray:
         return decompress(data[1:], expect=size)
     if kind == ZSTD:
         return unzstd(data[1:], size, "object")
+    if kind in (ORDERED, XOR) and data.size > DIGEST and load is not None:
+        base = load(data[1 : DIGEST + 1].tobytes(), size)
+        if kind == ORDERED:
+            return decompress_delta(data[DIGEST + 1 :], base)
+        return np.bitwise_xor(decompress(data[DIGEST + 1 :], expect=size), base)
     if kind != RAW or data.size != size + 1:
         raise CorruptFile(f"object: {data.size} bytes of kind {kind} do not hold {size}")
     return data[1:]
 
 
 def kind_of(blob: Buffer) -> str:
-    """`raw`, `block` or `zstd`."""
+    """How it is stored; the first byte is enough."""
     return KINDS[as_bytes(blob)[0]]
+
+
+def base_of(blob: Buffer) -> bytes | None:
+    """The digest of its base, if it has one; the first 33 bytes are enough."""
+    data = as_bytes(blob)
+    return data[1 : DIGEST + 1].tobytes() if data[0] in (ORDERED, XOR) else None
+
+
+def _encode_near(raw: np.ndarray, dtype: str, engine: str, base: Base) -> bytes:
+    """What a sample says is smallest: the difference, the exclusive or, or neither."""
+    kind = _nearest(raw, base.raw, dtype)
+    if kind == BLOCK:
+        return bytes((BLOCK,)) + compress(raw, dtype, engine=engine).data
+    if kind == ORDERED:
+        coded = compress_delta(raw, base.raw, dtype)
+    else:
+        coded = compress(raw ^ base.raw, dtype, engine=engine)
+    return b"".join((bytes((kind,)), base.digest, coded.data))
+
+
+def _nearest(raw: np.ndarray, base: np.ndarray, dtype: str) -> int:
+    """Which of three ways a sample says is smallest."""
+    step = planes.layout_of(dtype).itemsize
+    some, other = sample(raw, SAMPLE, step), sample(base, SAMPLE, step)
+    sizes = {
+        BLOCK: block_bytes(some, dtype), ORDERED: estimate(some, other, dtype),
+        XOR: block_bytes(some ^ other, dtype),
+    }  # fmt: skip
+    return min((ORDERED, XOR, BLOCK), key=lambda kind: sizes[kind])
 
 
 def _repeats(raw: np.ndarray) -> bool:
     """Whether zstd makes the middle of it smaller."""
-    start = max(0, (raw.size - SAMPLE) // 2)
-    sample = raw[start : start + SAMPLE]
-    return len(zstandard.ZstdCompressor(level=1).compress(sample.data)) < GAIN * sample.size
+    some = sample(raw, SAMPLE)
+    return len(zstandard.ZstdCompressor(level=1).compress(some.data)) < GAIN * some.size
