@@ -7,7 +7,7 @@ behind one another: the `rest` of the file.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
@@ -128,6 +128,16 @@ class StoredFile:
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise CorruptFile(f"manifest: a file's entry is damaged: {error}") from error
         return found
+
+
+def objects_of(files: Iterable[StoredFile]) -> set[bytes]:
+    """Digests of all objects of files."""
+    found: set[bytes] = set()
+    for file in files:
+        found.update(file.rest)
+        for part in file.parts:
+            found.update(part.digests)
+    return found
 
 
 def checked_path(path: str) -> str:

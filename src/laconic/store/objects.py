@@ -95,7 +95,8 @@ def decode(
         base = load(data[1 : DIGEST + 1].tobytes(), size)
         if kind == ORDERED:
             return decompress_delta(data[DIGEST + 1 :], base)
-        return np.bitwise_xor(decompress(data[DIGEST + 1 :], expect=size), base)
+        flipped: np.ndarray = decompress(data[DIGEST + 1 :], expect=size) ^ base
+        return flipped
     if kind != RAW or data.size != size + 1:
         raise CorruptFile(f"object: {data.size} bytes of kind {kind} do not hold {size}")
     return data[1:]
