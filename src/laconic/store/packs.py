@@ -61,11 +61,11 @@ class Packs(Protocol):
         ...
 
     def names(self) -> Iterator[tuple[str, float]]:
-        """All packs, also those that are being written, and when they were last written to."""
+        """All packs, complete or not, and when they were last written to."""
         ...
 
     def remove(self, name: str) -> None:
-        """Deletes a pack, if it is there."""
+        """Deletes a pack, if it is there, complete or not."""
         ...
 
 
@@ -93,13 +93,17 @@ class FolderPacks:
         return blob
 
     def names(self) -> Iterator[tuple[str, float]]:
-        """All packs, hidden ones too."""
-        for entry in os.scandir(self._folder):
-            yield entry.name, entry.stat().st_mtime
+        """All packs, complete or not, and when they were last written to."""
+        for entry in list(os.scandir(self._folder)):
+            try:
+                yield entry.name.removeprefix("."), entry.stat().st_mtime
+            except FileNotFoundError:  # renamed or removed meanwhile
+                continue
 
     def remove(self, name: str) -> None:
-        """Deletes a pack, if it is there."""
-        (self._folder / name).unlink(missing_ok=True)
+        """Deletes a pack, if it is there, complete or not."""
+        for path in (self._folder / name, self._folder / f".{name}"):
+            path.unlink(missing_ok=True)
 
 
 class FolderPackWriter:

@@ -78,7 +78,8 @@ def _shortened(raw: np.ndarray, bits: int, shift: int) -> np.ndarray:
     kind = raw.dtype.type
     sign = raw >> kind(bits - 1)
     body = (raw & kind((1 << (bits - 1)) - 1)) >> kind(shift) & kind(0x7FFF)
-    return (body | sign << kind(15)).astype("<u2")
+    short: np.ndarray = (body | sign << kind(15)).astype("<u2")
+    return short
 
 
 def _floats(part: Part) -> bool:

@@ -174,12 +174,13 @@ class Store:
                 self.packs.remove(name)
                 freed, packs = freed + size, packs + 1
         for name, writer, since in self.index.open_packs():
-            if since < time.time() - ABANDONED or not lives(writer):
-                self.index.forget_pack(name)
+            dead = since < time.time() - ABANDONED or not lives(writer)
+            if dead and self.index.forget_pack(name):
+                self.packs.remove(name)
         known = {name for name, _, _ in self.index.packs()}
         known |= {name for name, _, _ in self.index.open_packs()}
-        for name, written in list(self.packs.names()):  # of writers that did not live to the end
-            if name.removeprefix(".") not in known and written < time.time() - UNKNOWN:
+        for name, written in self.packs.names():  # of a collection that did not live to the end
+            if name not in known and written < time.time() - UNKNOWN:
                 self.packs.remove(name)
         return Collected(gone, packs, freed)
 
