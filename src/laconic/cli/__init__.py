@@ -6,7 +6,18 @@ from collections.abc import Callable
 
 import typer
 
-from laconic.cli import capacity, compress, demo, evaluate, exchange, inspect, methods, pack, report
+from laconic.cli import (
+    capacity,
+    compress,
+    demo,
+    evaluate,
+    exchange,
+    inspect,
+    methods,
+    pack,
+    report,
+    store,
+)
 from laconic.errors import LaconicError, UsageError
 
 VERBS: tuple[Callable[..., None], ...] = (
@@ -51,6 +62,7 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
 
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(_interruptible(verb))
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:

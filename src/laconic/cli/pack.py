@@ -35,7 +35,7 @@ def pack(
     from laconic.store.packing import pack as run
 
     where, done = run(
-        path, out, engine="rans" if small else "huffman", threads=threads or _processors(),
+        path, out, engine="rans" if small else "huffman", threads=threads or processors(),
         overwrite=overwrite, progress=Bar(),
     )  # fmt: skip
     if json:
@@ -63,7 +63,7 @@ def unpack(
     from laconic.store.packing import unpack as run
 
     where, done = run(
-        path, out, threads=threads or _processors(), overwrite=overwrite, progress=Bar()
+        path, out, threads=threads or processors(), overwrite=overwrite, progress=Bar()
     )
     if json:
         print_json({"path": str(where), **done.to_json()})
@@ -80,7 +80,7 @@ def verify(path: Archive, threads: Threads = 0, json: Json = False) -> None:
     """
     from laconic.store.packing import verify as run
 
-    done = run(path, threads=threads or _processors(), progress=Bar())
+    done = run(path, threads=threads or processors(), progress=Bar())
     if json:
         print_json({"path": str(path), **done.to_json()})
         return
@@ -89,7 +89,8 @@ def verify(path: Archive, threads: Threads = 0, json: Json = False) -> None:
     )
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many this process may use."""
     import os
 
     return len(os.sched_getaffinity(0))

@@ -254,18 +254,27 @@ class Index:
             )
 
     def totals(self) -> dict[str, int]:
-        """Bytes: of all models, of different files, of different objects, of what is stored, of packs."""
+        """How many models, objects and differences, and bytes step by step.
+
+        Returns:
+            `raw` bytes of all models, of different `files`, of different `tensors` (all objects but manifests), as they are
+            `stored`, and with what is to be collected, of `packs`.
+        """
         ask = {
             "models": "SELECT COUNT(*) FROM models",
+            "objects": "SELECT COUNT(*) FROM objects WHERE needed > 0",
+            "differences": "SELECT COUNT(*) FROM objects WHERE needed > 0 AND base IS NOT NULL",
             "raw": "SELECT COALESCE(SUM(size), 0) FROM models",
             "files": "SELECT COALESCE(SUM(size), 0) FROM files",
-            "objects": "SELECT COUNT(*) FROM objects",
-            "distinct": "SELECT COALESCE(SUM(size), 0) FROM objects",
-            "differences": "SELECT COUNT(*) FROM objects WHERE base IS NOT NULL",
-            "stored": "SELECT COALESCE(SUM(length), 0) FROM objects",
+            "tensors": "SELECT COALESCE(SUM(size), 0) FROM objects WHERE needed > 0",
+            "manifests": "SELECT COALESCE(SUM(length), 0) FROM "
+            "(SELECT DISTINCT manifest, length FROM models) AS lists",
+            "stored": "SELECT COALESCE(SUM(length), 0) FROM objects WHERE needed > 0",
             "packs": f"SELECT COALESCE(SUM(size), 0) FROM packs WHERE size <> {OPEN}",
         }
-        return {key: int(self._db.rows(sql)[0][0]) for key, sql in ask.items()}
+        found = {key: int(self._db.rows(sql)[0][0]) for key, sql in ask.items()}
+        found["tensors"] -= found.pop("manifests")
+        return found
 
     def _close_pack(self, name: str, size: int) -> None:
         if not self._db.run(

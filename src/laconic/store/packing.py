@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from laconic.errors import OutputExists, UsageError
-from laconic.files import whole_file, whole_folder
+from laconic.files import whole_file
 from laconic.progress import SILENT, Progress
 from laconic.store.archive import SUFFIX, Archive, ArchiveWriter
 from laconic.store.inputs import inputs_of, opened, piped
+from laconic.store.reading import write_folder
 
 PIPE = Path("-")
 PIPED = "data"  # what a file from a pipe is called
@@ -114,7 +115,9 @@ def unpack(
             out = source.with_suffix("")
         out = Path(out)
         if archive.is_folder:
-            _unpack_folder(archive, out, threads, overwrite, progress)
+            if out == PIPE:
+                raise UsageError("a folder cannot go to standard output: say where to (--out)")
+            write_folder(archive, out, threads=threads, overwrite=overwrite, progress=progress)
         else:
             (name,) = archive.files
             with _written(out, overwrite) as stream:
@@ -140,25 +143,6 @@ def verify(source: Path | str, *, threads: int = 1, progress: Progress = SILENT)
             pass
     raw, size = sum(file.size for file in archive.files.values()), Path(source).stat().st_size
     return Packed(len(archive.files), raw, size, time.perf_counter() - started)
-
-
-def _unpack_folder(
-    archive: Archive, out: Path, threads: int, overwrite: bool, progress: Progress
-) -> None:
-    if out == PIPE:
-        raise UsageError("a folder cannot go to standard output: say where to (--out)")
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} is there already: give --overwrite to replace it")
-    with whole_folder(out) as folder:
-        files = [*archive.files.items()]
-        for name, file in progress.track(files, "unpacking", total=len(files)):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
-                for raw in archive.chunks(name, threads=threads):
-                    stream.write(raw.data)
-            if file.executable:
-                path.chmod(path.stat().st_mode | 0o111)
 
 
 @contextmanager

@@ -4,11 +4,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
 
-from laconic.errors import CorruptFile, UsageError
+from laconic.errors import CorruptFile, OutputExists, UsageError
+from laconic.files import whole_folder
+from laconic.progress import SILENT, Progress
 from laconic.store.manifest import Run, StoredFile
 from laconic.store.parts import Part
 from laconic.store.pipeline import in_order
@@ -134,3 +137,27 @@ class StoredFiles(ABC):
             while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         return raw
+
+
+def write_folder(
+    stored: StoredFiles, out: Path, *, threads: int = 1, overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> None:  # fmt: skip
+    """Writes all files into a folder, which appears when they are complete.
+
+    Raises:
+        CorruptFile: a file is damaged; nothing is left at `out`.
+        OutputExists: `out` is there already.
+    """
+    if out.exists() and not overwrite:
+        raise OutputExists(f"{out} is there already: give --overwrite to replace it")
+    with whole_folder(out) as folder:
+        files = [*stored.files.items()]
+        for name, file in progress.track(files, "writing", total=len(files)):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                for raw in stored.chunks(name, threads=threads):
+                    stream.write(raw.data)
+            if file.executable:
+                path.chmod(path.stat().st_mode | 0o111)
