@@ -2,6 +2,12 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -83,3 +89,30 @@ def test_no_store(laconic, tmp_path, words):
     assert code == 2
     assert "no store is there" in err
     assert not [*tmp_path.iterdir()]
+
+
+def test_serving(hub, tmp_path):
+    pytest.importorskip("uvicorn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "laconic", "store", "serve", "--port", str(port)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert f"HF_ENDPOINT=http://127.0.0.1:{port}" in process.stdout.readline()
+        url = f"http://127.0.0.1:{port}/tuned/resolve/main/config.json"
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(url) as answer:
+                    assert answer.read() == (tmp_path / "tuned" / "config.json").read_bytes()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        else:
+            raise AssertionError("it never answers")
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()

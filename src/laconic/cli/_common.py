@@ -9,6 +9,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from laconic.words import plural, size
+
+__all__ = [
+    "Bar", "Data", "Device", "Json", "Trust", "bar", "console", "messages", "plural", "print_json",
+    "quiet_libraries", "size",
+]  # fmt: skip
+
 T = TypeVar("T")
 
 Json = Annotated[
@@ -56,21 +63,7 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def size(count: float) -> str:
-    """Bytes for people, decimal units: `4.87 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
 def bar(share: float, width: int = 30) -> str:
     """A bar of `width` cells, filled for `share` in [0, 1]."""
     filled = round(min(1.0, max(0.0, share)) * width)
     return "━" * filled + "[dim]" + "─" * (width - filled) + "[/dim]"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 layer`, `2 layers`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

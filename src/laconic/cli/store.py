@@ -207,6 +207,38 @@ def stat(store: Where = HERE, json: Json = False) -> None:
         console.print(f"  {label:<30} {bar(share, 20)} {size(totals[key]):>10} {share:>7.1%}")
 
 
+@app.command()
+def serve(
+    store: Where = HERE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="LACONIC_TOKEN", help="Needed by every request; allows adding."),
+    ] = None,
+    threads: Threads = 0,
+) -> None:
+    """Serve the models to everything that downloads from the Hugging Face Hub.
+
+    Example: laconic store serve, then HF_ENDPOINT=http://127.0.0.1:8000 python train.py
+    """
+    home = _open(store)
+    try:
+        import uvicorn
+
+        from laconic.store.server import application
+    except ImportError as error:
+        from laconic.errors import MissingExtra
+
+        raise MissingExtra(error.name or "fastapi", "store") from None
+    address = f"http://{host}:{port}"
+    console.print(
+        f"[bold]{address}[/bold]   HF_ENDPOINT={address} makes clients use it; Ctrl-C ends"
+    )
+    served = application(home, token=token, threads=threads or processors())
+    uvicorn.run(served, host=host, port=port, log_level="warning")
+
+
 def _open(folder: Path) -> Any:
     from laconic.errors import UsageError
     from laconic.store.store import INDEX, Store

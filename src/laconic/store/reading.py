@@ -42,18 +42,23 @@ class StoredFiles(ABC):
             CorruptFile: it is damaged, as far as that can be seen without its digest.
         """
 
-    def chunks(self, path: str, *, threads: int = 1) -> Iterator[np.ndarray]:
-        """The bytes of a file, from front to back.
+    def chunks(
+        self, path: str, start: int = 0, size: int | None = None, *, threads: int = 1
+    ) -> Iterator[np.ndarray]:
+        """The bytes of a file, from front to back; or `size` of them from `start` on.
 
         Raises:
+            UsageError: no such file or bytes.
             CorruptFile: an object, or the whole, is not what was stored; some may have been given before.
         """
         file = self._file(path)
+        stop = self._stop(file, start, size)
+        wanted = (run for run in file.runs() if run.start < stop and start < run.start + run.size)
         digest = blake3()
-        for raw in in_order(self._run, file.runs(), threads):
+        for run, raw in in_order(self._run, wanted, threads):
             digest.update(raw.data)
-            yield raw
-        if digest.digest() != file.digest:
+            yield raw[max(0, start - run.start) : stop - run.start]
+        if stop - start == file.size and digest.digest() != file.digest:
             raise CorruptFile(f"{path}: its bytes are not those that were stored")
 
     def read(self, path: str, start: int = 0, size: int | None = None) -> np.ndarray:
@@ -64,10 +69,7 @@ class StoredFiles(ABC):
             CorruptFile: an object is damaged.
         """
         file = self._file(path)
-        size = file.size - start if size is None else size
-        if not 0 <= start <= start + size <= file.size:
-            raise UsageError(f"{path}: bytes {start} to {start + size} of {file.size}")
-        return self._range(file, start, size)
+        return self._range(file, start, self._stop(file, start, size) - start)
 
     def tensor(
         self, name: str, *, path: str | None = None, rows: slice = slice(None)
@@ -92,6 +94,12 @@ class StoredFiles(ABC):
         count, row = max(0, last - first), part.size // max(1, part.shape[0])
         found = self._range(file, part.start + first * row, count * row)
         return found, part.dtype, (count, *part.shape[1:])
+
+    def _stop(self, file: StoredFile, start: int, size: int | None) -> int:
+        stop = file.size if size is None else start + size
+        if not 0 <= start <= stop <= file.size:
+            raise UsageError(f"{file.path}: bytes {start} to {stop} of {file.size}")
+        return stop
 
     def _found(self, name: str, path: str | None) -> tuple[StoredFile, Part]:
         files = self.files.values() if path is None else [self._file(path)]
@@ -118,10 +126,10 @@ class StoredFiles(ABC):
                 out[first - start : last - start] = raw[first + shift : last + shift]
         return out
 
-    def _run(self, run: Run) -> np.ndarray:
+    def _run(self, run: Run) -> tuple[Run, np.ndarray]:
         if run.size == run.whole:
-            return self.load(run.digest, run.whole)
-        return self._cached(run)[run.first : run.first + run.size]
+            return run, self.load(run.digest, run.whole)
+        return run, self._cached(run)[run.first : run.first + run.size]
 
     def _cached(self, run: Run) -> np.ndarray:
         """The whole object of a run."""
