@@ -78,9 +78,10 @@ def _layers(bench: Bench, model: str) -> list[dict[str, float]]:
 
 
 def _errors(layer: Layer) -> dict[str, float]:
-    root = torch.linalg.cholesky(
-        layer.held_out + 1e-6 * layer.held_out.diagonal().mean() * torch.eye(len(layer.held_out))
-    )
+    energies, directions = torch.linalg.eigh(
+        layer.held_out
+    )  # few sequences leave some without energy
+    root = directions * energies.clamp(min=0).sqrt()
     draw = torch.Generator().manual_seed(0)
     x = (torch.randn(POSITIONS, len(root), generator=draw, dtype=torch.float64) @ root.mT).float()
     dense = Record(Dense(layer.matrix))
