@@ -107,6 +107,53 @@ def test_bases_may_be_named_or_refused(store, base, tmp_path):
         store.add(after, "x", base="nobody")
 
 
+def test_embeddings_that_grew(store, base, tmp_path):
+    store.add(base)
+    tensors = tuned(weights(0), 1e-4)
+    tensors["embed"] = torch.cat([tensors["embed"], torch.randn(3, 48).bfloat16()])
+    added = store.add(save(tmp_path / "grown", tensors))
+    assert added.model.base is not None
+    assert files_of(store, "grown") == contents_of(tmp_path / "grown")
+    assert added.stored < 0.8 * store.model("base").size * 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"_name_or_path": "me/base"}'),
+        ("config.json", '{"_name_or_path": "/home/me/models/base"}'),
+        ("README.md", "---\nbase_model: me/base\n---\n# a model"),
+        ("README.md", "---\nbase_model:\n- base\n---\n"),
+        ("adapter_config.json", '{"base_model_name_or_path": "me/base"}'),
+    ],
+)
+def test_bases_that_are_declared(store, base, tmp_path, name, text):
+    """Of models with another head."""
+    store.add(base, "me/base")
+    other = save(tmp_path / "other", {**tuned(weights(0), 1e-4), "head": torch.randn(5, 48)})
+    assert store.add(other, "unsaid").model.base is None
+    store.remove("unsaid")
+    store.collect(grace=0)
+    (other / name).write_text(text)
+    assert store.add(other).model.base.startswith("me/base@")
+    assert files_of(store, "other") == contents_of(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"), ("config.json", "garbage"), ("config.json", '{"_name_or_path": 3}'),
+        ("README.md", "---\n: {\n---"), ("README.md", "---"), ("README.md", "---\n- a\n---"),
+        ("config.json", '{"_name_or_path": "nobody/knows"}'),
+    ],
+)  # fmt: skip
+def test_declarations_that_say_nothing(store, base, tmp_path, name, text):
+    store.add(base)
+    other = save(tmp_path / "other", {**weights(1), "head": torch.randn(5, 48)})
+    (other / name).write_text(text)
+    assert store.add(other).model.base is None
+
+
 def test_unrelated_models_are_never_paired(store, tmp_path):
     for seed in range(4):
         added = store.add(save(tmp_path / f"m{seed}", weights(seed)))

@@ -17,6 +17,7 @@ from laconic.store import manifest, objects
 from laconic.store.index import Known, Model, Vanished
 from laconic.store.ingest import Fresh, Ingest
 from laconic.store.inputs import opened
+from laconic.store.lineage import declared_base
 from laconic.store.manifest import StoredFile
 from laconic.store.objects import Base
 from laconic.store.packs import FULL, PackWriter
@@ -78,7 +79,7 @@ class Adding:
         """
         mark, bits = self._sketch()
         if base is None:
-            base = self._nearest(mark, bits)
+            base = self._nearest(mark, bits) or declared_base(self._inputs, self._store.index)
         if base:
             self._bases = _objects_by_tensor(list(self._store.open(base).files.values()))
         files = []
@@ -154,7 +155,7 @@ class Adding:
         known = None if digest is None else self._store.index.find(digest)
         while known is not None and known.depth >= self._max_depth:
             known = None if known.base is None else self._store.index.find(known.base)
-        if known is None or known.size != fresh.raw.size:
+        if known is None or 2 * known.size < fresh.raw.size:
             return None
         return Base(known.digest, self._store.load(known.digest, known.size))
 

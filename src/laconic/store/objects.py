@@ -33,7 +33,7 @@ class Base(NamedTuple):
 
     Attributes:
         digest: its name.
-        raw: its bytes, as many.
+        raw: its bytes; where they are fewer, zeros are thought behind them, and what is too much is left out.
     """
 
     digest: bytes
@@ -57,7 +57,7 @@ def encode(
         >>> len(blob) < 60, bytes(decode(blob, raw.size)) == raw.tobytes()
         (True, True)
     """
-    if base is not None and dtype is not None and base.raw.size == raw.size:
+    if base is not None and dtype is not None:
         blob = _encode_near(raw, dtype, engine, base)
         if len(blob) <= raw.size:
             return blob
@@ -73,14 +73,14 @@ def encode(
 
 
 def decode(
-    blob: Buffer, size: int, load: Callable[[bytes, int], np.ndarray] | None = None
+    blob: Buffer, size: int, load: Callable[[bytes], np.ndarray] | None = None
 ) -> np.ndarray:
     """The `size` bytes of an object, (size,) uint8.
 
     Args:
         blob: what `encode` gave.
         size: bytes that it holds.
-        load: gives the bytes of its base, by digest and size.
+        load: gives the bytes of its base, by digest.
 
     Raises:
         CorruptFile: truncated, altered, or of another size. What is stored as it is has no checksum.
@@ -92,7 +92,7 @@ def decode(
     if kind == ZSTD:
         return unzstd(data[1:], size, "object")
     if kind in (ORDERED, XOR) and data.size > DIGEST and load is not None:
-        base = load(data[1 : DIGEST + 1].tobytes(), size)
+        base = _fitted(load(data[1 : DIGEST + 1].tobytes()), size)
         if kind == ORDERED:
             return decompress_delta(data[DIGEST + 1 :], base)
         flipped: np.ndarray = decompress(data[DIGEST + 1 :], expect=size) ^ base
@@ -115,14 +115,24 @@ def base_of(blob: Buffer) -> bytes | None:
 
 def _encode_near(raw: np.ndarray, dtype: str, engine: str, base: Base) -> bytes:
     """What a sample says is smallest: the difference, the exclusive or, or neither."""
-    kind = _nearest(raw, base.raw, dtype)
+    before = _fitted(base.raw, raw.size)
+    kind = _nearest(raw, before, dtype)
     if kind == BLOCK:
         return bytes((BLOCK,)) + compress(raw, dtype, engine=engine).data
     if kind == ORDERED:
-        coded = compress_delta(raw, base.raw, dtype)
+        coded = compress_delta(raw, before, dtype)
     else:
-        coded = compress(raw ^ base.raw, dtype, engine=engine)
+        coded = compress(raw ^ before, dtype, engine=engine)
     return b"".join((bytes((kind,)), base.digest, coded.data))
+
+
+def _fitted(base: np.ndarray, size: int) -> np.ndarray:
+    """Cut, or with zeros behind it: embeddings grow by some rows."""
+    if base.size >= size:
+        return base[:size]
+    out = np.zeros(size, np.uint8)
+    out[: base.size] = base
+    return out
 
 
 def _nearest(raw: np.ndarray, base: np.ndarray, dtype: str) -> int:

@@ -45,7 +45,9 @@ def signature(parts: Iterable[Part]) -> bytes:
 def sketch(tensors: Sequence[Tensor]) -> bytes:
     """Some weights of a model: of all its float tensors, larger ones more, at places that hang on names and shapes."""
     found = sorted((t for t in tensors if _floats(t.part)), key=lambda t: t.part.name or "")
-    reach = [min(REACH, _count(t.part)) for t in found]
+    reach = [
+        min(REACH, 1 << _count(t.part).bit_length() - 1) for t in found
+    ]  # not changed by some rows
     total = max(1, sum(reach))
     words = []
     for tensor, weights in zip(found, reach):

@@ -223,7 +223,7 @@ class Store:
         if known.size != size:
             raise CorruptFile(f"object {digest.hex()}: {known.size} bytes, {size} are expected")
         try:
-            raw = objects.decode(blob, size, self.load)
+            raw = objects.decode(blob, size, self._whole)
         except CorruptFile as error:
             raise CorruptFile(f"object {digest.hex()} in {known.place.pack}: {error}") from error
         if blake3(raw.data).digest() != digest:
@@ -231,6 +231,13 @@ class Store:
                 f"object {digest.hex()} in {known.place.pack}: its bytes are not those of its name"
             )
         return raw
+
+    def _whole(self, digest: bytes) -> np.ndarray:
+        """All bytes of an object."""
+        known = self.index.find(digest)
+        if known is None:
+            raise CorruptFile(f"object {digest.hex()}: the store does not have it")
+        return self.load(digest, known.size)
 
     def _blob(self, digest: bytes) -> tuple[Known, bytes]:
         """An object as it is stored."""
