@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: demo test coverage lint docs bench clean
+.PHONY: demo test test-services coverage lint docs bench clean
 
 demo: $(VENV)/.runtime  ## the whole path on the bundled model, in a minute or two
 	$(BIN)/laconic demo --overwrite
 
 test: $(VENV)/.dev  ## unit tests, contract suites, examples
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-services: $(VENV)/.services  ## stores on real services: PostgreSQL and S3, on the loopback
+	LACONIC_SERVICES=1 $(BIN)/python -m pytest -q tests/services
 
 coverage: $(VENV)/.dev  ## how much of the ground floor its own tests run; fails under 95 %
 	scripts/coverage.sh
@@ -39,6 +42,11 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.services: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt -e '.[services]'
+	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq postgresql; }
 	touch $@
 
 clean:

@@ -43,7 +43,7 @@ def add(
     """
     from laconic.store.store import Store
 
-    added = Store(store).add(
+    added = Store.configured(store).add(
         path, name, base="" if base == "none" else base, threads=threads or processors(),
         max_depth=depth, progress=Bar(),
     )  # fmt: skip
@@ -241,11 +241,11 @@ def serve(
 
 def _open(folder: Path) -> Any:
     from laconic.errors import UsageError
-    from laconic.store.store import INDEX, Store
+    from laconic.store.store import CONFIG, INDEX, Store
 
-    if not (folder / INDEX).is_file():
+    if not ((folder / INDEX).is_file() or (folder / CONFIG).is_file()):
         raise UsageError(f"{folder}: no store is there; laconic store add makes one (--store)")
-    return Store(folder)
+    return Store.configured(folder)
 
 
 def _model(model: Any) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from laconic.store.packs import Place
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS objects (
         digest BLOB PRIMARY KEY, pack TEXT NOT NULL, start BIGINT NOT NULL, length BIGINT NOT NULL,
-        size BIGINT NOT NULL, base BLOB, depth INTEGER NOT NULL, needed INTEGER NOT NULL, dead REAL)""",
+        size BIGINT NOT NULL, base BLOB, depth INTEGER NOT NULL, needed INTEGER NOT NULL,
+        dead DOUBLE PRECISION)""",
     "CREATE INDEX IF NOT EXISTS objects_pack ON objects (pack)",
     "CREATE INDEX IF NOT EXISTS objects_dead ON objects (dead) WHERE dead IS NOT NULL",
     """CREATE TABLE IF NOT EXISTS packs (
-        name TEXT PRIMARY KEY, size BIGINT NOT NULL, owner TEXT NOT NULL, created REAL NOT NULL)""",
+        name TEXT PRIMARY KEY, size BIGINT NOT NULL, owner TEXT NOT NULL, created DOUBLE PRECISION NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS models (
-        name TEXT NOT NULL, revision TEXT NOT NULL, created REAL NOT NULL, manifest BLOB NOT NULL,
+        name TEXT NOT NULL, revision TEXT NOT NULL, created DOUBLE PRECISION NOT NULL, manifest BLOB NOT NULL,
         length BIGINT NOT NULL, files INTEGER NOT NULL, size BIGINT NOT NULL, base TEXT,
         signature BLOB NOT NULL, sketch BLOB NOT NULL, PRIMARY KEY (name, revision))""",
     "CREATE INDEX IF NOT EXISTS models_signature ON models (signature)",
@@ -212,7 +213,7 @@ class Index:
     def packs(self) -> list[tuple[str, int, int]]:
         """(name, bytes, bytes of objects in it) of every pack that is complete."""
         return [
-            (name, size, live)
+            (name, size, int(live))
             for name, size, live in self._db.rows(
                 "SELECT packs.name, packs.size, COALESCE(SUM(objects.length), 0) FROM packs "
                 "LEFT JOIN objects ON objects.pack = packs.name WHERE packs.size <> :open "

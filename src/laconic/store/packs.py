@@ -107,11 +107,16 @@ class FolderPacks:
 
 
 class FolderPackWriter:
-    """A pack that is being written in a folder."""
+    """A pack that is being written in a folder.
+
+    Attributes:
+        name: of the pack.
+        path: where it is once it is closed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name = f"{secrets.token_hex(16)}{SUFFIX}"
-        self._folder, self._hidden = folder, folder / f".{self.name}"
+        self.path, self._hidden = folder / self.name, folder / f".{self.name}"
         self._file = self._hidden.open("xb")
         self._writer = IndexedWriter(self._file)
         self._end = START
@@ -129,15 +134,15 @@ class FolderPackWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._hidden.rename(self._folder / self.name)
-        sync_folder(self._folder)
+        self._hidden.rename(self.path)
+        sync_folder(self.path.parent)
         return self._writer.size
 
     def abandon(self) -> None:
         """Leaves nothing, also where it was closed before."""
         self._file.close()
         self._hidden.unlink(missing_ok=True)
-        (self._folder / self.name).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ A model is added in one transaction, after everything that it needs is on the di
 is as it was, but for files that the next `collect` removes.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from laconic.errors import CorruptFile, UsageError
+from laconic.errors import CorruptFile, MissingExtra, UsageError
 from laconic.progress import SILENT, Progress
 from laconic.store import manifest, objects
 from laconic.store.adding import MAX_DEPTH, Adding, lives, owner
@@ -28,6 +29,7 @@ from laconic.store.reading import StoredFiles
 from laconic.store.sketches import FAMILY
 
 INDEX = "index.sqlite"
+CONFIG = "store.json"
 PACKS = "packs"
 TRIES = 5  # how often a model is added anew if what it needs is collected meanwhile
 GRACE = 3600.0  # seconds that an object stays after the last need of it
@@ -84,6 +86,34 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.index = index or Index(SQLite(self.folder / INDEX, SCHEMA))
         self.packs = packs or FolderPacks(self.folder / PACKS)
+
+    @classmethod
+    def configured(cls, folder: Path | str) -> "Store":
+        """The store in a folder, with its index and packs where its `store.json` says.
+
+        `{"index": "postgresql://...", "packs": "s3://bucket/folder", "options": {...}}`; what is not said is in the
+        folder. `options` are fsspec's for the packs.
+
+        Raises:
+            CorruptFile: `store.json` is none.
+            MissingExtra: what it names needs more to be installed.
+        """
+        path = Path(folder) / CONFIG
+        if not path.is_file():
+            return cls(folder)
+        try:
+            said = json.loads(path.read_text())
+            index, packs, options = said.get("index"), said.get("packs"), said.get("options") or {}
+        except (ValueError, AttributeError) as error:
+            raise CorruptFile(f"{path}: it cannot be read: {error}") from error
+        try:
+            from laconic.store.remote import ObjectPacks, PostgreSQL
+        except ImportError as error:
+            raise MissingExtra(error.name or "SQLAlchemy", "store") from None
+        return cls(
+            folder, index=Index(PostgreSQL(index, SCHEMA)) if index else None,
+            packs=ObjectPacks(packs, **options) if packs else None,
+        )  # fmt: skip
 
     def add(
         self, source: Path | str, name: str | None = None, *, base: str | None = None,
