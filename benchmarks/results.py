@@ -147,8 +147,8 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _first_word(line: str) -> str:
-    """What a note or a row begins with: `llama-tiny` of `llama-tiny: ...` and of `| llama-tiny int4 | ...`."""
-    words: list[str] = re.split(r"[: ]", line.removeprefix("| "), maxsplit=1)
+    """What a note or a row begins with: `llama-tiny` of `llama-tiny: ...`, `llama-tiny, ...` and of `| llama-tiny int4 | ...`."""
+    words: list[str] = re.split(r"[:, ]", line.removeprefix("| "), maxsplit=1)
     return words[0]
 
 

@@ -88,6 +88,17 @@ def test_a_run_on_some_models_leaves_what_is_said_of_others(tmp_path):
     assert "- Measured on llama-tiny: slice" in text
 
 
+@pytest.mark.parametrize("claim", ["opt-tiny: a", "opt-tiny, 2 bits: a", "opt-tiny int4: a"])
+def test_claims_name_their_model_first(tmp_path, claim):
+    file = tmp_path / "results.md"
+    first, second = Result("a/one", "full"), Result("a/one", "full")
+    first.checks.append(Check(claim, True, {}))
+    second.checks.append(Check("llama-tiny: a", True, {}))
+    update_results(file, [first], ["opt-tiny"], ["llama-tiny"])
+    update_results(file, [second], ["llama-tiny"], ["opt-tiny"])
+    assert f"| {claim} | yes |" in file.read_text()
+
+
 def test_what_was_written_before_runs_were_named_can_be_read():
     old = "## a/one\n\n1 of 2 checks hold; slice `full`, 9 s on x, Python 3.11.7.\n\n- a note\n"
     section = Section.parse(old)
