@@ -230,6 +230,16 @@ class TestTraining:
         assert made.notes[-1].endswith("; undone")
         assert torch.allclose(made.student.log_edge, edge, atol=1e-3)
 
+    @pytest.mark.parametrize(
+        ("moved", "rounds"), [([True] * 4, 4), ([True, False], 2), ([False, True, True, False], 4)]
+    )
+    def test_rounds_end_where_grids_stay(self, source, data, monkeypatch, moved, rounds):
+        made, left, fitted = stages(source, data), iter(moved), []
+        monkeypatch.setattr(made, "transform", lambda steps, seed: next(left))
+        monkeypatch.setattr(made, "reconstruct", lambda steps, seed: fitted.append(steps))
+        made.run(_l2_stages.Effort(4, 1, 2))
+        assert len(fitted) == rounds
+
     def test_answers_beyond_the_room_are_computed_again(self, source, data, monkeypatch):
         monkeypatch.setattr("laconic.quantize._l2_student.KEPT_BYTES", 0)
         teacher = stages(source, data).teacher

@@ -87,13 +87,18 @@ class Stages:
     notes: list[str]
 
     def run(self, effort: Effort) -> None:
-        """All rounds; weights move last, so that the size is to be settled once more."""
-        for number in range(effort.rounds):
-            self.transform(effort.transform, mixed(self.seed, number, 0))
-            self.reconstruct(effort.reconstruct, mixed(self.seed, number, 1))
+        """All rounds; weights move last, so that the size is to be settled once more.
 
-    def transform(self, steps: int, seed: int) -> None:
-        """Fits edges and steps; what came of it is kept where the answers are nearer at the same size."""
+        A later round whose grids stay where they were is the last: another would only repeat it.
+        """
+        for number in range(effort.rounds):
+            moved = self.transform(effort.transform, mixed(self.seed, number, 0))
+            self.reconstruct(effort.reconstruct, mixed(self.seed, number, 1))
+            if number and not moved:
+                break
+
+    def transform(self, steps: int, seed: int) -> bool:
+        """Fits edges and steps; what came of it is kept, and True, where the answers are nearer at the same size."""
         student = self.student
         grids = [student.log_edge, student.log_step]
         before, kept = self._divergence(), [grid.detach().clone() for grid in grids]
@@ -117,6 +122,7 @@ class Stages:
             settle(student, self.bits)
             trouble = trouble or "; undone"
         self.notes.append(f"transform: KL {before:.4g} to {after:.4g}{trouble}")
+        return not trouble
 
     def reconstruct(self, steps: int, seed: int) -> None:
         """Fits what is rounded, grids fixed; the best on held-out sequences is kept."""

@@ -31,7 +31,8 @@ class L2(ModelMethod):
 
     Every layer has a zone that is zero and a step beyond it. They are fitted to the dense model's answers
     at a price on bits, which a smoothed histogram of the codes counts; then the weights are fitted to the
-    outputs of the dense model's blocks with grids fixed, rounding passed straight through; three times.
+    outputs of the dense model's blocks with grids fixed, rounding passed straight through; three times, or until
+    grids stay where they are.
     At the end one factor for all grids makes the coded bytes what was asked for. The whole model and its
     gradients must be in memory.
 
