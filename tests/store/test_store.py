@@ -246,13 +246,29 @@ def test_large_models_take_several_packs(store, base, monkeypatch):
     assert files_of(store, "base") == contents_of(base)
 
 
+def test_two_may_add_the_same_at_once(store, base, monkeypatch):
+    """The second finds it there when it is done."""
+    add = store.index.add
+
+    def after_another(*args):
+        monkeypatch.setattr(store.index, "add", add)
+        Store(store.folder).add(base)
+        return add(*args)
+
+    monkeypatch.setattr(store.index, "add", after_another)
+    store.add(base)
+    assert len(store.index.models()) == len(packs_in(store)) == 1
+    assert store.index.open_packs() == []
+    assert files_of(store, "base") == contents_of(base)
+
+
 def test_a_failed_add_leaves_nothing(store, base):
     data = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(data[:-1])
     with pytest.raises(CorruptFile, match="truncated"):
         store.add(base)
     assert packs_in(store) == []
-    assert store.index.models() == []
+    assert store.index.models() == store.index.open_packs() == []
 
 
 def test_leftovers_of_the_dead_are_removed(store, base, monkeypatch):

@@ -101,21 +101,20 @@ class Adding:
             name, digest.hex()[:40], time.time(), digest, len(plain), len(files), size,
             _root(base) if base and self._differs() else None, mark, bits,
         )  # fmt: skip
-        self._store.index.add(
+        self._done = self._store.index.add(
             model, list(self._fresh.values()), [(w.name, size) for w, size in self._closed],
             manifest.objects_of(files) | {digest}, {(file.digest, file.size) for file in files},
         )  # fmt: skip
-        self._done = True
         return model, self._counted
 
     def abandon(self) -> None:
         """Removes what was written, unless the model was added."""
-        if not self._done:
-            for writer in [
-                *([self._writer] if self._writer else []),
-                *(w for w, _ in self._closed),
-            ]:
-                writer.abandon()
+        if self._done:
+            return
+        open_one = [self._writer] if self._writer is not None else []
+        for writer in [*open_one, *(writer for writer, _ in self._closed)]:
+            writer.abandon()
+            self._store.index.forget_pack(writer.name)
 
     def _differs(self) -> bool:
         """Whether anything is stored as a difference."""

@@ -141,8 +141,8 @@ class Index:
     def add(
         self, model: Model, objects: Sequence[Known], packs: Iterable[tuple[str, int]],
         needed: Iterable[bytes], files: Iterable[tuple[bytes, int]],
-    ) -> None:  # fmt: skip
-        """Adds a model and its new objects, all or nothing; a model that is there already stays.
+    ) -> bool:  # fmt: skip
+        """Adds a model and its new objects, all or nothing; False, and nothing, if it is there already.
 
         Args:
             model: its manifest is among the objects, or known.
@@ -159,7 +159,7 @@ class Index:
                 "SELECT 1 FROM models WHERE name = :name AND revision = :revision",
                 {"name": model.name, "revision": model.revision},
             ):
-                return
+                return False
             for name, size in packs:
                 self._close_pack(name, size)
             for known in objects:
@@ -174,6 +174,7 @@ class Index:
                 "ON CONFLICT (digest) DO UPDATE SET needed = files.needed + 1",
                 [{"digest": digest, "size": size} for digest, size in files],
             )
+        return True
 
     def remove(self, model: Model, needed: Iterable[bytes], files: Iterable[bytes]) -> bool:
         """Forgets a model; its objects stay until they are collected. False if it was not there."""
