@@ -128,7 +128,7 @@ def test_command_line_lists_and_refuses():
 
 
 def test_fuzzer_sees_what_it_looks_for():
-    from benchmarks.coding.fuzz import Target, run_target
+    from benchmarks.fuzzing import Target, run_target
 
     def careless(data: bytes) -> int:
         if len(data) < 5:

@@ -137,6 +137,16 @@ def test_members_in_one_place(tmp_path):
     assert sum(part.size for part in parts) == len(file.getvalue())
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "some.npz"])
+def test_zip_files_without_their_beginning(tmp_path, name):
+    """Their directory then points before the file."""
+    MAKERS[name][0](tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    data = b"PK\3\4" + whole[len(whole) // 3 :]
+    found = read_contents(io.BytesIO(data), len(data), name)
+    assert (found.kind, [part.size for part in found.parts]) == ("other", [len(data)])
+
+
 class Samples(list):
     """Does not print megabytes where a test fails."""
 

@@ -55,10 +55,10 @@ def _members(file: BinaryIO) -> dict[str, Member]:
         raise CorruptFile(f"zip file: it cannot be read: {error}") from error
     members = {}
     for info in infos:
-        file.seek(info.header_offset)
+        file.seek(max(0, info.header_offset))  # negative where the directory is cut
         head = file.read(HEADER.size)
-        if len(head) < HEADER.size:
-            raise CorruptFile("zip file: truncated")
+        if info.header_offset < 0 or len(head) < HEADER.size:
+            raise CorruptFile(f"zip file: member {info.filename!r} is not there")
         magic, name, extra = HEADER.unpack(head)
         if magic != b"PK\3\4" or info.filename in members:
             raise CorruptFile(f"zip file: member {info.filename!r} is damaged")
