@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from laconic.cli._common import console
 from tests.store.files import MAKERS, contents_of, make_all
 
 
@@ -40,7 +41,7 @@ def test_json(laconic, folder, tmp_path):
 
 
 def test_inspect_shows_tensors(laconic, folder, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console, "width", 120)
     laconic("pack", folder)
     code, out, _ = laconic("inspect", f"{folder}.lac")
     assert code == 0

@@ -67,7 +67,7 @@ def _show_archive(inspection: dict[str, Any], limit: int | None) -> None:
             name, dtype, shape, size(row["raw_bytes"]), size(row["stored_bytes"]), share,
             row.get("as", ""),
         )  # fmt: skip
-    console.print(f"[bold]{inspection['path']}[/bold]   packed by laconic")
+    console.print(f"[bold]{inspection['path']}[/bold]   packed by laconic", soft_wrap=True)
     console.print(table)
     if limit is not None and len(rows) > limit:
         console.print(f"  [dim]… {len(rows) - limit} more: --all[/dim]")

@@ -44,7 +44,8 @@ def pack(
     share = done.packed / max(1, done.raw)
     (messages if where == PIPE else console).print(
         f"[bold]{where}[/bold]   {plural(done.files, 'file')}, {size(done.raw)} in {size(done.packed)} "
-        f"({share:.1%}), {done.seconds:.1f} s"
+        f"({share:.1%}), {done.seconds:.1f} s",
+        soft_wrap=True,
     )
 
 
@@ -69,7 +70,8 @@ def unpack(
         print_json({"path": str(where), **done.to_json()})
         return
     (messages if where == PIPE else console).print(
-        f"[bold]{where}[/bold]   {plural(done.files, 'file')}, {size(done.raw)}, {done.seconds:.1f} s"
+        f"[bold]{where}[/bold]   {plural(done.files, 'file')}, {size(done.raw)}, {done.seconds:.1f} s",
+        soft_wrap=True,
     )
 
 
@@ -85,7 +87,8 @@ def verify(path: Archive, threads: Threads = 0, json: Json = False) -> None:
         print_json({"path": str(path), **done.to_json()})
         return
     console.print(
-        f"[bold]{path}[/bold]   {plural(done.files, 'file')}, {size(done.raw)}: all as they were"
+        f"[bold]{path}[/bold]   {plural(done.files, 'file')}, {size(done.raw)}: all as they were",
+        soft_wrap=True,
     )
 
 
