@@ -117,7 +117,7 @@ def _law(bench: Bench) -> None:
     )
     bench.check(
         "rho falls as the error of noise rises: Spearman at most -0.9",
-        order <= -0.9,
+        order <= -0.9 + 1e-9,  # one pair of five in the other order
         spearman=order,
     )
     product = law.rho[HALF] * law.rho[INT4]
