@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from laconic.files import save_json, whole_file
+from laconic.errors import OutputExists
+from laconic.files import expect_free, save_json, whole_file
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -49,3 +50,10 @@ def test_many_threads_may_write_the_same_file(tmp_path: Path) -> None:
         [*threads.map(lambda value: save_json(path, value), values)]
     assert json.loads(path.read_text()) in values
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    expect_free(tmp_path / "new", overwrite=False)
+    expect_free(tmp_path, overwrite=True)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        expect_free(tmp_path, overwrite=False)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from laconic.errors import OutputExists
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -68,6 +70,16 @@ def put_in_place(fresh: Path, path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+
+
+def expect_free(path: Path, overwrite: bool) -> None:
+    """Nothing is at `path`, or it may be replaced.
+
+    Raises:
+        OutputExists: something is there and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{path} exists; choose another --out or give --overwrite")
 
 
 def save_json(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from laconic.coding import bitpack, contexts, deltas, huffman, huffman_tables, planes, rans, tables
+from laconic.coding import bitpack, contexts, huffman, huffman_tables, planes, rans, tables
+from laconic.coding._delta_kernels import kernels_of
 from laconic.coding.rans import SHORT
 from laconic.coding.tables import Tables
 from laconic.errors import CorruptFile, UsageError
@@ -143,12 +144,12 @@ def test_contexts():
 )
 @np.errstate(over="ignore")  # as integers do
 def test_differences(itemsize, ordered):
-    python = plain("laconic.coding.deltas")
+    python = plain("laconic.coding._delta_kernels")
     generator = np.random.default_rng(0)
     values = generator.integers(0, 256, (2, 60 * itemsize), dtype=np.uint8).view(f"<u{itemsize}")
     values[1, :40] = values[0, :40] + generator.integers(0, 50, 40).astype(values.dtype)
     outcomes = []
-    for kernels in (deltas._kernels(itemsize, ordered), python._kernels(itemsize, ordered)):
+    for kernels in (kernels_of(itemsize, ordered), python.kernels_of(itemsize, ordered)):
         counts = np.zeros((256, 256), np.int64)
         bits = int(kernels.count(*values, counts))
         groups = (np.arange(256) // 64).astype(np.uint8)

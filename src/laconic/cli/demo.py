@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from laconic.cli._common import Bar, Json, console, print_json, quiet_libraries
-from laconic.errors import OutputExists
 
 RUNS: dict[str, dict[str, Any]] = {
     "int8-row": {"bits": 8, "group": "row", "range": "minmax"},
@@ -32,12 +31,12 @@ def demo(
 
     Example: laconic demo
     """
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists; choose another --out or give --overwrite")
+    from laconic.files import expect_free, save_json
+
+    expect_free(out, overwrite)
     quiet_libraries()
     from laconic.compression import compress
     from laconic.evaluate import evaluate
-    from laconic.files import save_json
     from laconic.quantize.rtn import RTN
     from laconic.report.points import collect
     from laconic.report.table import print_table

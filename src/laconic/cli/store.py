@@ -189,6 +189,8 @@ def verify(store: Where = HERE, json: Json = False) -> None:
 @app.command()
 def stat(store: Where = HERE, json: Json = False) -> None:
     """Show what each step saves."""
+    from laconic.store.index import STEPS
+
     totals = _open(store).index.totals()
     if json:
         print_json(totals)
@@ -197,12 +199,8 @@ def stat(store: Where = HERE, json: Json = False) -> None:
         f"[bold]{store}[/bold]   {plural(totals['models'], 'model')}, {plural(totals['objects'], 'object')}, "
         f"{totals['differences']} as differences"
     )
-    steps = {
-        "as files": "raw", "equal files once": "files", "equal tensors once": "tensors",
-        "differences and entropy coding": "stored", "on disk": "packs",
-    }  # fmt: skip
     raw = max(1, totals["raw"])
-    for label, key in steps.items():
+    for label, key in {**STEPS, "on disk": "packs"}.items():
         share = totals[key] / raw
         console.print(f"  {label:<30} {bar(share, 20)} {size(totals[key]):>10} {share:>7.1%}")
 

@@ -16,23 +16,17 @@ original.
 Source: after BitX (ZipLLM, Wang et al., 2025, arXiv 2505.06252), which codes the exclusive or of the two, without contexts.
 """
 
-from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
-
 import numpy as np
 import xxhash
 from numba import njit
 
 from laconic.coding import planes, rans, varint
+from laconic.coding._delta_kernels import kernels_of
 from laconic.coding.blocks import Buffer, as_bytes
-from laconic.coding.memory import load_u64, store_u64
 from laconic.coding.planes import Layout
 from laconic.coding.tables import SYMBOLS, Tables, entropy_bits
 from laconic.errors import CorruptFile, UsageError
 
-DIRECT = 64  # differences, zigzag, that are tokens of their own
-FIRST = 6  # length of the first that is not
 CONTEXTS = 256
 SYMBOL_BITS = 20  # that a symbol takes in a table
 CHECKSUM = 8
@@ -44,7 +38,7 @@ def estimate(data: Buffer, base: Buffer, dtype: str) -> float:
     raw, other = as_bytes(data), as_bytes(base)
     layout, ordered = _order(dtype)
     counts = np.zeros((CONTEXTS, SYMBOLS), np.int64)
-    kernels = _kernels(layout.itemsize, ordered)
+    kernels = kernels_of(layout.itemsize, ordered)
     extra = kernels.count(_words(raw, layout), _words(other, layout), counts)
     return (_share(counts)[1] + extra) / 8
 
@@ -71,7 +65,7 @@ def compress_delta(data: Buffer, base: Buffer, dtype: str) -> np.ndarray:
         raise UsageError(f"a base of {raw.size} bytes is needed, found {other.size}")
     layout, ordered = _order(dtype)
     current, before = _words(raw, layout), _words(other, layout)
-    kernels = _kernels(layout.itemsize, ordered)
+    kernels = kernels_of(layout.itemsize, ordered)
     counts = np.zeros((CONTEXTS, SYMBOLS), np.int64)
     extra = kernels.count(current, before, counts)
     groups, _ = _share(counts)
@@ -114,7 +108,7 @@ def decompress_delta(blob: Buffer, base: Buffer) -> np.ndarray:
     before = _words(other, layout)
     whole = before.size * layout.itemsize
     index = np.empty(before.size, np.uint16)
-    kernels = _kernels(layout.itemsize, ordered)
+    kernels = kernels_of(layout.itemsize, ordered)
     kernels.contexts(before, groups, index)
     tokens = rans.decode(coded, before.size, index, tables)
     rest = np.frombuffer(reader.rest(), np.uint8)
@@ -209,113 +203,3 @@ def _cut(sums):  # type: ignore[no-untyped-def]
             if bits < best[stop]:
                 best[stop], start[stop] = bits, first
     return best, start
-
-
-class _Kernels(NamedTuple):
-    count: Callable[..., int]
-    split: Callable[..., None]
-    contexts: Callable[..., None]
-    join: Callable[..., bool]
-
-
-@cache
-def _kernels(itemsize: int, ordered: bool) -> _Kernels:
-    """Loops compiled for one width, of floats (`ordered`) or of whole numbers."""
-    width, top = 8 * itemsize, 1 if itemsize == 8 else 2
-    full = np.uint64((1 << width) - 1)
-    half = np.uint64(1 << (width - 1))
-    below, one = np.uint64((1 << (width - 1)) - 1), np.uint64(1)
-
-    @njit(inline="always")
-    def context(word):  # type: ignore[no-untyped-def]
-        return (word << one & full) >> np.uint64(width - 8)
-
-    @njit(inline="always")
-    def flipped(word):  # type: ignore[no-untyped-def]
-        """Floats to monotone integers."""
-        if ordered and word & half:
-            return word & below ^ full
-        return word
-
-    @njit(inline="always")
-    def zigzag(current, before):  # type: ignore[no-untyped-def]
-        d = flipped(current) - flipped(before) & full
-        return (d << one & full) ^ full if d & half else d << one
-
-    @njit(inline="always")
-    def length(z):  # type: ignore[no-untyped-def]
-        """The place of the leading bit."""
-        e = 0
-        for step in (32, 16, 8, 4, 2, 1):
-            if z >> np.uint64(e + step):
-                e += step
-        return e
-
-    @njit(inline="always")
-    def token(z):  # type: ignore[no-untyped-def]
-        """(token, how many bits are left)."""
-        if z < DIRECT:
-            return np.int64(z), 0
-        e = length(z)
-        lead = np.int64(z >> np.uint64(e - top)) & ((1 << top) - 1)
-        return DIRECT + (e - FIRST << top) + lead, e - top
-
-    @njit(cache=True, nogil=True)
-    def count(current, before, counts):  # type: ignore[no-untyped-def]
-        bits = 0
-        for i in range(current.size):
-            a, b = np.uint64(current[i]), np.uint64(before[i])
-            t, left = token(zigzag(a, b))
-            counts[context(b), t] += 1
-            bits += left
-        return bits
-
-    @njit(cache=True, nogil=True)
-    def split(current, before, groups, tokens, index, low):  # type: ignore[no-untyped-def]
-        at = 0
-        for i in range(current.size):
-            a, b = np.uint64(current[i]), np.uint64(before[i])
-            z = zigzag(a, b)
-            tokens[i], left = token(z)
-            index[i] = groups[context(b)]
-            while left:  # at most 32 bits at a time, which fit eight bytes wherever they begin
-                take = left if left < 32 else 32
-                piece = z & (one << np.uint64(take)) - one
-                old = load_u64(low, at >> 3)
-                store_u64(low, at >> 3, old | piece << np.uint64(at & 7))
-                z >>= np.uint64(take)
-                at, left = at + take, left - take
-
-    @njit(cache=True, nogil=True)
-    def contexts(before, groups, index):  # type: ignore[no-untyped-def]
-        for i in range(before.size):
-            index[i] = groups[context(np.uint64(before[i]))]
-
-    @njit(cache=True, nogil=True)
-    def join(tokens, low, before, out):  # type: ignore[no-untyped-def]
-        """False if bits are missing, left over, or of no number; `low` has eight bytes behind them."""
-        at, end = np.int64(0), 8 * (low.size - 8)
-        for i in range(before.size):
-            z = np.uint64(tokens[i])
-            if z >= DIRECT:
-                q = np.int64(z) - DIRECT
-                e = FIRST + (q >> top)
-                left = e - top
-                if e >= width or at + left > end:
-                    return False
-                z = one << np.uint64(e) | np.uint64(q & ((1 << top) - 1)) << np.uint64(left)
-                done = np.int64(0)
-                while done < left:
-                    take = left - done if left - done < 32 else 32
-                    piece = load_u64(low, at >> 3) >> np.uint64(at & 7)
-                    piece &= (one << np.uint64(take)) - one
-                    z |= piece << np.uint64(done)
-                    at, done = at + take, done + take
-            d = z >> one ^ full if z & one else z >> one
-            word = flipped(np.uint64(before[i])) + d & full
-            if ordered and word & half:
-                word = half | (word ^ full)
-            out[i] = word
-        return end - at < 8
-
-    return _Kernels(count, split, contexts, join)

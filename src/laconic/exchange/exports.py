@@ -6,12 +6,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from laconic.errors import OutputExists, UnsupportedModel, UsageError, did_you_mean
+from laconic.errors import UnsupportedModel, UsageError, did_you_mean
 from laconic.exchange.compressed_folder import CompressedFolder
 from laconic.exchange.compressed_tensors import CompressedTensorsWriter
 from laconic.exchange.gguf import write_gguf
 from laconic.exchange.gptq import GPTQWriter
 from laconic.exchange.uniform import UniformLayer, rounding_of, without_factors
+from laconic.files import expect_free
 from laconic.measure.resources import stored_bytes
 from laconic.models.directory import DirectorySink
 from laconic.tensors.modules import is_conv1d
@@ -136,8 +137,7 @@ def _write_adapter(folder: CompressedFolder, out: Path, overwrite: bool) -> Expo
         raise UnsupportedModel(
             "nothing of low rank was added to its layers: put eora behind a method"
         )
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists; choose another --out or give --overwrite")
+    expect_free(out, overwrite)
     save_factors(out, found, base=str(folder.folder), transposed=transposed)
     size = sum(a.nbytes + b.nbytes for a, b in found.values())
     return Export(str(folder.folder), "peft", str(out), len(found), size)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.errors import MissingExtra, OutputExists, UnsupportedModel
+from laconic.errors import MissingExtra, UnsupportedModel
 from laconic.exchange.compressed_folder import CompressedFolder
 from laconic.exchange.gguf_tokenizer import tokenizer_fields
 from laconic.exchange.uniform import UniformLayer, rounding_of
+from laconic.files import expect_free
 
 BLOCK = 32
 #: Architectures by transformers' model type: llama.cpp's name, and whether it rotates pairs of neighbours.
@@ -43,8 +44,7 @@ def write_gguf(
         MissingExtra: gguf is not installed.
     """
     library = _library()
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists; choose another --out or give --overwrite")
+    expect_free(out, overwrite)
     kind = str(folder.config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise UnsupportedModel(

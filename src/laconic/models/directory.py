@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.errors import CorruptFile, LaconicError, OutputExists
-from laconic.files import put_in_place, save_json
+from laconic.errors import CorruptFile, LaconicError
+from laconic.files import expect_free, put_in_place, save_json
 from laconic.models.safetensors import Entry, read_header
 from laconic.models.shards import write_file
 from laconic.models.sink import Sink
@@ -52,8 +52,7 @@ class DirectorySink(Sink):
         self, out: Path, save_config: Callable[[Path, list[str]], None],
         *, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, job: str | None = None,
     ) -> None:  # fmt: skip
-        if out.exists() and not overwrite:
-            raise OutputExists(f"{out} exists; choose another --out or give --overwrite")
+        expect_free(out, overwrite)
         self.out, self._resumable = out, job is not None
         self.work = out.parent / f".{out.name}.partial-{job or os.getpid()}"
         self._save_config, self._shard_bytes = save_config, shard_bytes

@@ -21,6 +21,7 @@ from laconic.store.lineage import declared_base
 from laconic.store.manifest import StoredFile
 from laconic.store.objects import Base
 from laconic.store.packs import FULL, PackWriter
+from laconic.store.parts import Contents
 from laconic.store.pipeline import in_order
 from laconic.store.sketches import Tensor, distance, signature, sketch
 
@@ -67,6 +68,7 @@ class Adding:
         self._writer: PackWriter | None = None
         self._closed: list[tuple[PackWriter, int]] = []
         self._bases: dict[tuple[str, int], bytes] = {}
+        self._contents: dict[str, Contents] = {}
         self._done = False
 
     def run(
@@ -84,7 +86,7 @@ class Adding:
             self._bases = _objects_by_tensor(list(self._store.open(base).files.values()))
         files = []
         for path, file in progress.track(self._inputs, "adding", total=len(self._inputs)):
-            with opened(path, file) as source:
+            with opened(path, file, self._contents[path]) as source:
                 ingest = Ingest(source, self._is_new)
                 for fresh, blob in in_order(self._encode, ingest.fresh(), self._threads):
                     self._write(fresh.digest, blob, fresh.raw.size)
@@ -121,11 +123,12 @@ class Adding:
         return any(known.base is not None for known in self._fresh.values())
 
     def _sketch(self) -> tuple[bytes, bytes]:
-        """The signature and the sketch of the model."""
+        """The signature and the sketch of the model; what its files hold is kept."""
         with ExitStack() as stack:
             tensors = []
             for path, file in self._inputs:
                 source = stack.enter_context(opened(path, file))
+                self._contents[path] = source.contents
                 tensors += [Tensor(part, source.file) for part in source.contents.parts]
             return signature(tensor.part for tensor in tensors), sketch(tensors)
 

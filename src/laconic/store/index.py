@@ -33,8 +33,12 @@ SCHEMA = (
         digest BLOB PRIMARY KEY, size BIGINT NOT NULL, needed INTEGER NOT NULL)""",
 )
 
-
 OPEN = -1  # size of a pack that is being written
+#: What becomes smaller, step by step: words for people, and what `Index.totals` calls it.
+STEPS = {
+    "as files": "raw", "equal files once": "files", "equal tensors once": "tensors",
+    "differences and entropy coding": "stored",
+}  # fmt: skip
 
 
 class Known(NamedTuple):

@@ -100,14 +100,15 @@ def inputs_of(source: Path) -> list[tuple[str, Path]]:
 
 
 @contextmanager
-def opened(name: str, path: Path) -> Iterator[Input]:
-    """The file at `path`, called `name`.
+def opened(name: str, path: Path, contents: Contents | None = None) -> Iterator[Input]:
+    """The file at `path`, called `name`; its `contents` where they are known already.
 
     Raises:
         CorruptFile: it is called `.safetensors` and is damaged.
     """
     with path.open("rb", buffering=0) as file:
-        contents = read_contents(file, path.stat().st_size, str(path))
+        if contents is None:
+            contents = read_contents(file, path.stat().st_size, str(path))
         file.seek(0)
         yield Input(name, contents, file, os.access(path, os.X_OK))
 

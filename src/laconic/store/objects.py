@@ -58,9 +58,9 @@ def encode(
         (True, True)
     """
     if base is not None and dtype is not None:
-        blob = _encode_near(raw, dtype, engine, base)
-        if len(blob) <= raw.size:
-            return blob
+        near = _encode_near(raw, dtype, engine, base)
+        if near is not None and len(near) <= raw.size:
+            return near
     kind, coded = BLOCK, compress(raw, dtype or "U8", engine=engine)
     if dtype is None and _repeats(raw):
         compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
@@ -113,12 +113,12 @@ def base_of(blob: Buffer) -> bytes | None:
     return data[1 : DIGEST + 1].tobytes() if data[0] in (ORDERED, XOR) else None
 
 
-def _encode_near(raw: np.ndarray, dtype: str, engine: str, base: Base) -> bytes:
-    """What a sample says is smallest: the difference, the exclusive or, or neither."""
+def _encode_near(raw: np.ndarray, dtype: str, engine: str, base: Base) -> bytes | None:
+    """The difference or the exclusive or; None where a sample says that neither is smallest."""
     before = _fitted(base.raw, raw.size)
     kind = _nearest(raw, before, dtype)
     if kind == BLOCK:
-        return bytes((BLOCK,)) + compress(raw, dtype, engine=engine).data
+        return None
     if kind == ORDERED:
         coded = compress_delta(raw, before, dtype)
     else:

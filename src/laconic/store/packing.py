@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from laconic.errors import OutputExists, UsageError
-from laconic.files import whole_file
+from laconic.files import expect_free, whole_file
 from laconic.progress import SILENT, Progress
 from laconic.store.archive import SUFFIX, Archive, ArchiveWriter
 from laconic.store.inputs import inputs_of, opened, piped
@@ -154,8 +154,7 @@ def _written(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
         return
     if out.is_dir():
         raise OutputExists(f"{out} is a folder: say which file to write (--out)")
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} is there already: give --overwrite to replace it")
+    expect_free(out, overwrite)
     with whole_file(out) as temporary, temporary.open("wb") as stream:
         yield stream
 

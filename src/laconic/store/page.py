@@ -5,14 +5,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from laconic.store.index import Model
+from laconic.store.index import STEPS, Model
 from laconic.store.store import Store
 from laconic.words import size
-
-STEPS = {
-    "as files": "raw", "equal files once": "files", "equal tensors once": "tensors",
-    "differences and entropy coding": "stored",
-}  # fmt: skip
 
 
 def page(store: Store) -> str:

@@ -6,7 +6,7 @@ safetensors   the header's tensors
 other         one part
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -104,8 +104,3 @@ def covering(kind: str, tensors: dict[str, Placed], size: int) -> Contents:
     if end < size or not parts:
         parts.append(Part(end, size - end))
     return Contents(kind, tuple(parts))
-
-
-def tensors_of(parts: Sequence[Part]) -> list[Part]:
-    """Those that are tensors."""
-    return [part for part in parts if part.name is not None]

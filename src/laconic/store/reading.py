@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from laconic.errors import CorruptFile, OutputExists, UsageError
-from laconic.files import whole_folder
+from laconic.errors import CorruptFile, UsageError
+from laconic.files import expect_free, whole_folder
 from laconic.progress import SILENT, Progress
 from laconic.store.manifest import Run, StoredFile
 from laconic.store.parts import Part
@@ -157,8 +157,7 @@ def write_folder(
         CorruptFile: a file is damaged; nothing is left at `out`.
         OutputExists: `out` is there already.
     """
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} is there already: give --overwrite to replace it")
+    expect_free(out, overwrite)
     with whole_folder(out) as folder:
         files = [*stored.files.items()]
         for name, file in progress.track(files, "writing", total=len(files)):

@@ -243,17 +243,17 @@ class Store:
                 found.append(model)
         return found
 
-    def load(self, digest: bytes, size: int) -> np.ndarray:
-        """The (size,) bytes of an object, compared with their digest.
+    def load(self, digest: bytes, size: int | None = None) -> np.ndarray:
+        """The bytes of an object, `size` if that is known, compared with their digest.
 
         Raises:
             CorruptFile: it is not there, damaged, or not what its name says.
         """
         known, blob = self._blob(digest)
-        if known.size != size:
+        if size not in (None, known.size):
             raise CorruptFile(f"object {digest.hex()}: {known.size} bytes, {size} are expected")
         try:
-            raw = objects.decode(blob, size, self._whole)
+            raw = objects.decode(blob, known.size, self.load)
         except CorruptFile as error:
             raise CorruptFile(f"object {digest.hex()} in {known.place.pack}: {error}") from error
         if blake3(raw.data).digest() != digest:
@@ -261,13 +261,6 @@ class Store:
                 f"object {digest.hex()} in {known.place.pack}: its bytes are not those of its name"
             )
         return raw
-
-    def _whole(self, digest: bytes) -> np.ndarray:
-        """All bytes of an object."""
-        known = self.index.find(digest)
-        if known is None:
-            raise CorruptFile(f"object {digest.hex()}: the store does not have it")
-        return self.load(digest, known.size)
 
     def _blob(self, digest: bytes) -> tuple[Known, bytes]:
         """An object as it is stored."""
